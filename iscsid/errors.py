@@ -1,0 +1,149 @@
+"""Every exception of iscsid.
+
+    IscsidError
+    ├── ConfigError             a configuration that is refused, with its problems
+    ├── PluginError             a plugin that failed, with its name
+    ├── ProtocolError           (abstract)
+    │   ├── LocalProtocolError      our own code misused the protocol: a bug of ours
+    │   └── RemoteProtocolError     the peer broke the protocol; the wire answer rides on it
+    │       ├── LoginError              answered by a Login Response with its status
+    │       └── RejectError             answered by a Reject PDU with its reason
+    ├── ScsiError               a command that ends in CHECK CONDITION, with its reason
+    ├── BlockError              a device that could not do what it was asked, with a code
+    └── InitiatorError          what the initiator library tells its user
+
+Peer input raises RemoteProtocolError and nothing else. ``scsi`` turns BlockError and OSError into sense data by one
+table; only ``wire`` numbers appear here, as plain ints, because this file lies below every room.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class IscsidError(Exception):
+    """Root of the tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a configuration.
+
+    ``where`` is the table (``target[0].lun[1]``), ``key`` the key in it ("" when the table itself is meant).
+    """
+
+    where: str
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = ".".join(part for part in (self.where, self.key) if part)
+        return f"{place}: {self.reason}" if place else self.reason
+
+
+class ConfigError(IscsidError):
+    """A configuration is refused; ``problems`` holds everything that was found, not only the first."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{source}: {problem}" for problem in self.problems))
+
+
+class PluginError(IscsidError):
+    """A plugin failed to load, or failed in a hook."""
+
+    def __init__(self, plugin: str, reason: str) -> None:
+        self.plugin = plugin
+        self.reason = reason
+        super().__init__(f"plugin {plugin}: {reason}")
+
+
+class ProtocolError(IscsidError):
+    """Root of both protocol errors; never raised itself."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We were about to break the protocol: the caller has a bug."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the protocol in a way that has no answer but closing the connection."""
+
+
+class LoginError(RemoteProtocolError):
+    """The login fails; ``status`` is Status-Class << 8 | Status-Detail (RFC 7143 section 11.13.5)."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class RejectError(RemoteProtocolError):
+    """The PDU is answered by a Reject with ``reason`` (RFC 7143 section 11.17.1).
+
+    ``fatal`` tells that the connection cannot go on after the Reject was sent.
+    """
+
+    def __init__(self, reason: int, message: str, *, fatal: bool = False) -> None:
+        self.reason = reason
+        self.fatal = fatal
+        super().__init__(message)
+
+
+class ScsiError(IscsidError):
+    """A command ends in CHECK CONDITION; ``reason`` is a member of ``scsi.sense.Reason``.
+
+    ``field`` and ``bit`` point at the byte (and its highest wrong bit) of the CDB, or of the parameter list where
+    ``in_data``, for the sense-key specific bytes (SPC-4 4.5.2.4.2). ``information`` is the INFORMATION field: an LBA,
+    or the offset of a miscompare.
+    """
+
+    def __init__(
+        self,
+        reason: enum.Enum,
+        *,
+        field: int | None = None,
+        bit: int | None = None,
+        in_data: bool = False,
+        information: int | None = None,
+    ) -> None:
+        self.reason = reason
+        self.field = field
+        self.bit = bit
+        self.in_data = in_data
+        self.information = information
+        super().__init__(reason.name)
+
+
+class Fault(enum.Enum):
+    """Why a device could not do what it was asked: the closed list a back end chooses from."""
+
+    READ_ERROR = "the medium could not be read"
+    WRITE_ERROR = "the medium could not be written"
+    OUT_OF_RANGE = "beyond the end of the device"
+    NO_SPACE = "no space left for the write"
+    READ_ONLY = "the device may not be written"
+    NOT_READY = "the device is not ready"
+    NO_MEDIUM = "there is no medium"
+    BUSY = "busy: try again later"
+    NO_RESOURCES = "out of memory, files or threads: try again later"
+    UNSUPPORTED = "the device cannot do this"
+    INVALID = "an argument is not acceptable"
+    MISCOMPARE = "the data differ"
+    CANCELLED = "the operation was cancelled"
+    INTERNAL = "the device failed"
+
+
+class BlockError(IscsidError):
+    """A device could not do what it was asked."""
+
+    def __init__(self, fault: Fault, message: str = "") -> None:
+        self.fault = fault
+        super().__init__(message or fault.value)
+
+
+class InitiatorError(IscsidError):
+    """The initiator library could not do what its user asked."""
