@@ -1,0 +1,1 @@
+"""State that more than one worker sees. Pure: no socket, no clock; the supervisor drives it."""

@@ -1,0 +1,199 @@
+"""The vocabulary between supervisor and worker: slots dataclasses and their JSON form.
+
+Rules of this file: a message is a flat record of ints, floats, strings and booleans (and one SessionInfo); it is
+told by its name, and a message whose meaning changes gets a new name. Both ends are forked from one process, so what
+does not decode is a bug of ours: LocalProtocolError, never a wire answer.
+
+The life of a session, as the supervisor hears of it: every ``Connect`` with a TSIH of its own is answered by
+``SessionOpened`` when its login reaches full feature phase, or by ``SessionClosed`` when it does not; every
+``SessionOpened`` is followed by one ``SessionClosed``. A ``Connect`` that names the TSIH of a session that is already
+open, and one with TSIH 0, are not answered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, get_type_hints
+
+from iscsid.errors import LocalProtocolError
+
+MAX_MESSAGE = 16 * 1024  # the longest: SessionInfo with two 223-byte names and an alias of 255 characters
+
+
+@dataclass(slots=True)
+class SessionInfo:
+    """Who is at the other end of a session and what was negotiated; all that ``iscsid sessions`` can tell."""
+
+    initiator: str
+    isid: int  # the 6 bytes, big-endian
+    target: str  # "": a discovery session
+    peer: str  # "address:port", as its connection came
+    portal: str  # the address that it came to
+    initiator_alias: str = ""
+    header_digest: bool = False
+    data_digest: bool = False
+    max_recv_data_segment_length: int = 0  # the initiator's
+    max_burst_length: int = 0
+    first_burst_length: int = 0
+    error_recovery_level: int = 0
+
+
+# -- to a worker -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Connect:
+    """A connection, whose socket comes with the message; nothing was read from it.
+
+    ``tsih`` is what the session gets when the login succeeds, or the session that the login names. 0: there is none
+    to be had. A login that itself carries TSIH 0 is then refused with 0302h (out of resources), one that names a TSIH
+    with 020Ah (session does not exist). The other fields are what the first PDU was seen to say: good enough to
+    choose a worker, to be checked by the login. ``peer`` and ``portal`` are "address:port".
+    """
+
+    tsih: int
+    initiator: str
+    isid: int
+    target: str
+    peer: str
+    portal: str
+
+
+@dataclass(slots=True)
+class Drop:
+    """End this session; ``reason`` is for the log and for SessionClosed."""
+
+    tsih: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Stop:
+    """Finish the commands in flight within this time, log out, flush, answer Stopped and exit with 0."""
+
+    deadline_seconds: float
+
+
+@dataclass(slots=True)
+class Poll:
+    """Answer with SessionFigures for each open session, and then a Beat."""
+
+
+# -- to the supervisor -----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Ready:
+    """Every device is open; connections may come."""
+
+
+@dataclass(slots=True)
+class BootFailed:
+    """The worker cannot serve what it was given; it exits with BOOT_FAILED next. ``reason`` is for the operator."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class SessionOpened:
+    """A login has reached full feature phase."""
+
+    tsih: int
+    info: SessionInfo
+
+
+@dataclass(slots=True)
+class SessionClosed:
+    """A session has ended, or its login failed."""
+
+    tsih: int
+    reason: str
+
+
+@dataclass(slots=True)
+class SessionFigures:
+    """What a session has done since it was opened."""
+
+    tsih: int
+    commands: int
+    read_bytes: int
+    written_bytes: int
+
+
+@dataclass(slots=True)
+class Beat:
+    """The worker's loop goes round. Sent by the loop itself each second, with totals since the fork.
+
+    ``busy`` is the part of the last period (0.0 to 1.0) that the loop did not spend waiting.
+    """
+
+    connections: int = 0
+    commands: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    busy: float = 0.0
+
+
+@dataclass(slots=True)
+class Stopped:
+    """Every session has ended and every device is flushed and closed; the worker exits next."""
+
+
+ToWorker: TypeAlias = Connect | Drop | Stop | Poll
+ToSupervisor: TypeAlias = Ready | BootFailed | SessionOpened | SessionClosed | SessionFigures | Beat | Stopped
+Message: TypeAlias = ToWorker | ToSupervisor
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How one message is written: its class and, for each field, the type that JSON must give."""
+
+    cls: type[Any]
+    types: dict[str, type] = field(default_factory=dict)
+
+
+def _form(cls: type[Any]) -> _Form:
+    return _Form(cls, get_type_hints(cls))
+
+
+_CLASSES = (Connect, Drop, Stop, Poll, Ready, BootFailed, SessionOpened, SessionClosed, SessionFigures, Beat, Stopped)
+_FORMS: dict[str, _Form] = {cls.__name__: _form(cls) for cls in _CLASSES}
+_INFO = _form(SessionInfo)
+
+
+def encode(message: Message) -> bytes:
+    """The message as one datagram of at most MAX_MESSAGE bytes."""
+    data = json.dumps([type(message).__name__, dataclasses.asdict(message)], separators=(",", ":")).encode("ascii")
+    if len(data) > MAX_MESSAGE:
+        raise LocalProtocolError(f"{type(message).__name__} of {len(data)} bytes is longer than {MAX_MESSAGE}")
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """The inverse of :func:`encode`. Raises LocalProtocolError."""
+    try:
+        name, values = json.loads(data)
+        form = _FORMS[name]
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:
+        raise LocalProtocolError(f"not a message: {data[:80]!r}") from exc
+    message: Message = _build(form, values)
+    return message
+
+
+def _build(form: _Form, values: Any) -> Any:
+    if not isinstance(values, dict) or values.keys() != form.types.keys():
+        raise LocalProtocolError(f"{form.cls.__name__} has other fields than {', '.join(form.types)}")
+    return form.cls(**{key: _value(form, key, value) for key, value in values.items()})
+
+
+def _value(form: _Form, key: str, value: Any) -> Any:
+    expected = form.types[key]
+    if expected is SessionInfo:
+        return _build(_INFO, value)
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        raise LocalProtocolError(f"{form.cls.__name__}.{key} is {value!r}, not {expected.__name__}")
+    return value

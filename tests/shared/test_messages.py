@@ -1,0 +1,136 @@
+"""Invariant: what encodes decodes to an equal message, and nothing else decodes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iscsid.errors import LocalProtocolError
+from iscsid.shared import messages
+from iscsid.shared.messages import (
+    Beat,
+    BootFailed,
+    Connect,
+    Drop,
+    Message,
+    Poll,
+    Ready,
+    SessionClosed,
+    SessionFigures,
+    SessionInfo,
+    SessionOpened,
+    Stop,
+    Stopped,
+    decode,
+    encode,
+)
+
+INFO = SessionInfo(
+    initiator="iqn.2026-11.org.example:host",
+    isid=0x80123456789A,
+    target="iqn.2026-11.org.iscsid:disk0",
+    peer="[::1]:40000",
+    portal="[::1]:3260",
+    initiator_alias="the café's host",
+    header_digest=True,
+    max_burst_length=1 << 20,
+)
+EXAMPLES = [
+    Connect(7, "iqn.x:host", 0x800000000001, "iqn.x:disk", "127.0.0.1:40000", "127.0.0.1:3260"),
+    Drop(65535, "reinstated"),
+    Stop(10.0),
+    Poll(),
+    Ready(),
+    BootFailed("lun 0: No such file"),
+    SessionOpened(7, INFO),
+    SessionClosed(7, "logout"),
+    SessionFigures(7, 10**12, 1 << 60, 0),
+    Beat(3, 10, 4096, 512, 0.25),
+    Stopped(),
+]
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_message_encoded_and_decoded_is_equal(message: Message) -> None:
+    assert decode(encode(message)) == message
+    assert type(decode(encode(message))) is type(message)
+
+
+def test_examples_cover_the_vocabulary() -> None:
+    assert {type(message) for message in EXAMPLES} == set(get_args(Message))
+
+
+def test_session_info_survives_nested() -> None:
+    opened = decode(encode(SessionOpened(1, INFO)))
+    assert isinstance(opened, SessionOpened)
+    assert isinstance(opened.info, SessionInfo)
+    assert opened.info == INFO
+
+
+def test_every_field_is_decoded_with_its_type() -> None:
+    """An int for a float is no error (JSON has one kind of number); any other type is."""
+    assert decode(b'["Stop",{"deadline_seconds":3}]') == Stop(3.0)
+    for message in EXAMPLES:
+        name, values = json.loads(encode(message))
+        for key, value in values.items():
+            wrong = {**values, key: [value]}
+            with pytest.raises(LocalProtocolError, match=key if key != "info" else "SessionInfo"):
+                decode(json.dumps([name, wrong]).encode())
+
+
+def test_true_for_an_int_is_refused() -> None:
+    with pytest.raises(LocalProtocolError, match="tsih"):
+        decode(b'["Drop",{"tsih":true,"reason":""}]')
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b'["Connect"]',
+        b'["Ready",{},1]',
+        b'["Ready",[]]',
+        b'["Ready",{"more":1}]',
+        b'["Drop",{"tsih":1}]',
+        b'["Nothing",{}]',
+        b'[["Ready"],{}]',
+        b'{"Ready":{}}',
+        b"\xff\xfe",
+        b"[" * 15000,
+    ],
+)
+def test_what_is_not_a_message_is_refused(data: bytes) -> None:
+    with pytest.raises(LocalProtocolError):
+        decode(data)
+
+
+def test_longest_names_fit_into_a_message() -> None:
+    name = "\u20ac" * 223  # each character becomes six bytes of JSON
+    info = dataclasses.replace(INFO, initiator=name, target=name, initiator_alias="\u20ac" * 255)
+    assert len(encode(SessionOpened(65535, info))) <= messages.MAX_MESSAGE
+
+
+def test_message_beyond_the_limit_is_refused() -> None:
+    with pytest.raises(LocalProtocolError, match="longer than"):
+        encode(Drop(1, "x" * messages.MAX_MESSAGE))
+
+
+@given(st.text(max_size=300), st.integers(0, 65535))
+def test_any_text_survives(text: str, tsih: int) -> None:
+    message = SessionClosed(tsih, text)
+    assert decode(encode(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_decode_or_raise_the_one_error(data: bytes) -> None:
+    with contextlib.suppress(LocalProtocolError):
+        decode(data)
