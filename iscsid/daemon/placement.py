@@ -1,0 +1,43 @@
+"""Which worker gets a connection: pure functions over what the supervisor knows.
+
+Sessions are spread and never pinned by target, so that two sessions to one LUN use two cores; the one exception is a
+target with a medium that only one process may open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from iscsid.block.device import Sharing
+from iscsid.specs import LunSpec, TargetSpec
+
+
+def choose(session: int | None, nexus: int | None, owner: int | None, loads: Mapping[int, int]) -> int | None:
+    """The index of the worker for a login, or None when the one it belongs to is not ready: the login then waits.
+
+    ``session`` is the worker of the session that the login names by its TSIH, ``nexus`` the one that has a session of
+    the same initiator port and target, ``owner`` the one that alone may open the target's media; None where there is
+    no such. ``loads`` gives the number of sessions, pending ones included, of each worker that is ready.
+    """
+    for worker in (session, nexus, owner):
+        if worker is not None:
+            return worker if worker in loads else None
+    return min(loads, key=lambda worker: (loads[worker], worker), default=None)
+
+
+def is_exclusive(lun: LunSpec, sharing: Sharing) -> bool:
+    """Whether only one process may open this LUN's medium, the way the configuration wants it opened."""
+    if sharing is Sharing.SHARED_READ:
+        return not lun.readonly
+    return sharing is Sharing.EXCLUSIVE_OWNER
+
+
+def owners(targets: Iterable[TargetSpec], sharing: Mapping[str, Sharing], workers: int) -> dict[str, int]:
+    """The owner of each target with an exclusive LUN, by target name; such targets are dealt out in turn.
+
+    ``sharing`` says for each back end how its media may be opened.
+    """
+    exclusive = [
+        target.name for target in targets if any(is_exclusive(lun, sharing[lun.backend]) for lun in target.luns)
+    ]
+    return {name: position % workers for position, name in enumerate(exclusive)}
