@@ -1,0 +1,26 @@
+"""The only door for plugins: every name that one may import from iscsid. docs/backends.md tells how to use them."""
+
+from __future__ import annotations
+
+from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Sharing, Support, Threading
+from iscsid.errors import BlockError, Fault
+from iscsid.plugin.hookspecs import hookimpl
+from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, Option
+
+__all__ = [
+    "API_VERSION",
+    "BackendInfo",
+    "BlockError",
+    "Capabilities",
+    "Content",
+    "Device",
+    "Extent",
+    "Fault",
+    "LayerInfo",
+    "Mode",
+    "Option",
+    "Sharing",
+    "Support",
+    "Threading",
+    "hookimpl",
+]

@@ -1,0 +1,107 @@
+"""The back end ``ram``: a disk in memory.
+
+The memory is a memfd that the supervisor makes, so all workers share it and it outlives each of them; it is gone when
+the server ends. Its mapping is lent to the network where it lies. Nothing waits and nothing needs a flush.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from iscsid.plugin import (
+    BackendInfo,
+    BlockError,
+    Device,
+    Extent,
+    Fault,
+    Mode,
+    Option,
+    Threading,
+    hookimpl,
+)
+
+from . import linux
+
+OPTIONS = (Option("size", "size", required=True, minimum=512, doc="memory is taken as it is written, not before"),)
+
+
+class RamDevice(Device):
+    """A mapping of all of the memfd ``fd``, which the object owns."""
+
+    mode = Mode.INLINE
+    threading = Threading.PARALLEL
+    physical_block_size = discard_granularity = mmap.PAGESIZE
+    discard_zeroes = True
+
+    def __init__(self, fd: int, *, readonly: bool = False) -> None:
+        self.readonly = readonly
+        self.size = os.fstat(fd).st_size
+        access = mmap.ACCESS_READ if readonly else mmap.ACCESS_WRITE
+        self._map = mmap.mmap(fd, self.size, access=access)
+        self._memory = memoryview(self._map)
+        self._fd = fd
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        buffer[:] = self._memory[offset : offset + len(buffer)]
+
+    def write(self, data: memoryview, offset: int) -> None:
+        self._map[offset : offset + len(data)] = data
+
+    def view(self, offset: int, length: int) -> memoryview:
+        return self._memory[offset : offset + length]
+
+    def discard(self, offset: int, length: int) -> None:
+        linux.punch_hole(self._fd, offset, length)
+
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
+        if not may_unmap:
+            raise BlockError(Fault.UNSUPPORTED)  # then the guard writes zeros, which keeps the memory
+        linux.punch_hole(self._fd, offset, length)
+
+    def block_status(self, offset: int, length: int) -> Iterable[Extent]:
+        return linux.extents(self._fd, offset, length)
+
+    def close(self) -> None:
+        """The mapping itself goes with the last slice of it that is still lent."""
+        fd, self._fd = self._fd, -1
+        del self._memory, self._map
+        os.close(fd)
+
+
+@hookimpl
+def iscsid_backend_info() -> BackendInfo:
+    return BackendInfo("ram", "memory, gone when the server ends", OPTIONS)
+
+
+@hookimpl
+def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    fd = os.memfd_create("iscsid-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, options["size"])
+        # A mapping that is cut kills the process that touches it.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return {"memfd": fd}
+
+
+@hookimpl
+def iscsid_release(options: Mapping[str, Any]) -> None:
+    os.close(options["memfd"])
+
+
+@hookimpl
+def iscsid_open(options: Mapping[str, Any], role: str) -> RamDevice:
+    if "memfd" not in options:
+        raise BlockError(Fault.INVALID, "the memory of a RAM disk is made by prepare, once for all workers")
+    fd = os.dup(options["memfd"])
+    try:
+        return RamDevice(fd, readonly=role == "readonly")
+    except BaseException:
+        os.close(fd)
+        raise

@@ -1,0 +1,89 @@
+"""The hooks of iscsid: each called seldom, and each says when, in which process, and what it may answer.
+
+Input and output never go through a hook: ``iscsid_open`` answers a Device, whose methods are called directly. All
+hooks but ``iscsid_event`` are put to the one plugin that owns the back end or the layer. A hook that a plugin does not
+implement answers None. ``options`` are what the configuration says, checked against the plugin's own description,
+converted (a size is an int) and with defaults filled in.
+
+Whatever a hook raises becomes a PluginError that names the plugin; the server lives on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from iscsid.block.device import Device
+    from iscsid.plugin.info import BackendInfo, LayerInfo
+
+PROJECT = "iscsid"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec(firstresult=True)
+def iscsid_backend_info() -> BackendInfo | None:
+    """Describe the back end of this plugin. Called once, at load, in the supervisor."""
+
+
+@hookspec(firstresult=True)
+def iscsid_layer_info() -> LayerInfo | None:
+    """Describe the layer of this plugin. Called once, at load, in the supervisor."""
+
+
+@hookspec(firstresult=True)
+def iscsid_probe(uri: str) -> int | None:
+    """How sure the plugin is, 0 to 100, that it can open ``uri``. Must not write. For tools."""
+
+
+@hookspec(firstresult=True)
+def iscsid_validate(options: Mapping[str, Any]) -> list[str] | None:
+    """What is wrong with the options beyond their types, as sentences; nothing or None when all is well.
+
+    Called by ``check`` and before each start and reload, perhaps while the medium is being served: it must neither
+    open for writing nor create anything.
+    """
+
+
+@hookspec(firstresult=True)
+def iscsid_create(options: Mapping[str, Any]) -> None:
+    """Make the medium. For tools; the server never calls it."""
+
+
+@hookspec(firstresult=True)
+def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Do what must be done once for all workers: claim the medium, create what the options allow, make shared memory.
+
+    Called in the supervisor, once for each logical unit, before the workers that serve it are forked; no thread may be
+    started. What it returns is added to the options that ``iscsid_open`` gets in every worker. File descriptors in it
+    are inherited by fork: open them close-on-exec and let them live until ``iscsid_release``.
+    """
+
+
+@hookspec(firstresult=True)
+def iscsid_release(options: Mapping[str, Any]) -> None:
+    """Undo ``iscsid_prepare``; ``options`` has what it returned. In the supervisor, after the last worker closed it."""
+
+
+@hookspec(firstresult=True)
+def iscsid_open(options: Mapping[str, Any], role: str) -> Device:
+    """Open the medium. Called in a worker, after the fork, once for each logical unit.
+
+    ``role`` is "worker" (others open it too), "owner" (this is the only process) or "readonly".
+    """
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def iscsid_filter(device: Device, name: str, options: Mapping[str, Any]) -> Device:
+    """Wrap ``device`` in the layer ``name``. Called in a worker, right after ``iscsid_open``; closing the answer
+    closes ``device``."""
+    raise NotImplementedError
+
+
+@hookspec
+def iscsid_event(event: Any) -> None:
+    """Something happened (a session opened, a worker died). Put to every plugin that implements it; must not wait."""
