@@ -88,16 +88,20 @@ def near(name: str, known: Iterable[str]) -> str:
     return f' (did you mean "{found[0]}"?)' if found else ""
 
 
-def check_options(schema: tuple[Option, ...] | None, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def check_options(
+    schema: tuple[Option, ...] | None, given: Mapping[str, Any], *, strict: bool = True
+) -> tuple[dict[str, Any], list[str]]:
     """The options with defaults filled in and values converted, and what is wrong with them, all of it.
 
-    Keys that the schema does not know are a problem, and are passed on. A converted value converts to itself.
+    Keys that the schema does not know are passed on, and are a problem if ``strict``. A converted value converts to
+    itself.
     """
     if schema is None:
         return dict(given), []
     known = {option.name: option for option in schema}
     values: dict[str, Any] = dict(given)
-    problems = [f"{name}: unknown option{near(name, known)}" for name in given if name not in known]
+    unknown = [name for name in given if name not in known] if strict else []
+    problems = [f"{name}: unknown option{near(name, known)}" for name in unknown]
     for option in schema:
         if option.name not in given:
             values[option.name] = option.default

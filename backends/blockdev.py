@@ -1,0 +1,142 @@
+"""The back end ``block``: a raw block device, by the block layer of the kernel.
+
+The supervisor claims the device (O_EXCL), so that it is neither mounted nor part of anything else, and stays so while
+it is served. Workers open it without O_EXCL for their data, each a descriptor of its own, and use the inherited claim
+for the ioctls that change the medium behind the page cache: only the holder of the claim may drop cached pages that
+are dirty; for everybody else BLKDISCARD and BLKZEROOUT fail with EBUSY then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from iscsid.plugin import BackendInfo, BlockError, Capabilities, Fault, Option, Support, hookimpl
+
+from . import linux
+from .descriptor import DescriptorDevice, reopen
+
+OPTIONS = (
+    Option("path", "path", required=True, doc="the device, best by a name in /dev/disk/by-id"),
+    Option("direct", "bool", default=False, doc="go past the page cache (O_DIRECT)"),
+)
+#: What fallocate and the ioctls say when the device has no such command.
+_CANNOT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
+
+
+class BlockDevice(DescriptorDevice):
+    """A block device open at ``fd``; ``claim`` is the descriptor opened with O_EXCL, or ``fd`` where there is none."""
+
+    def __init__(self, fd: int, name: str, *, claim: int | None, direct: bool = False, readonly: bool = False) -> None:
+        super().__init__(fd, name, waits=True, direct=direct)
+        self._claim = fd if claim is None else claim
+        facts = linux.block_geometry(fd)
+        self._queue = linux.queue_facts(os.fstat(fd).st_rdev)
+        self.size = facts.size
+        self.block_size = facts.logical_block_size
+        self.physical_block_size = facts.physical_block_size
+        self.minimum_io = facts.minimum_io
+        self.optimal_io = facts.optimal_io
+        self.rotational = facts.rotational
+        self.readonly = readonly or facts.readonly
+        self.discard_granularity = self._queue.discard_granularity
+        self.discard_alignment = self._queue.discard_alignment
+        if direct:
+            self.alignment = self.block_size
+
+    def discard(self, offset: int, length: int) -> None:
+        linux.block_discard(self._claim, offset, length)
+
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
+        """By an unmapping command of the device where allowed and there, else BLKZEROOUT, which always works."""
+        if may_unmap:
+            try:
+                return linux.punch_hole(self._claim, offset, length)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+        return linux.block_zero_out(self._claim, offset, length)
+
+    def capabilities(self) -> Capabilities:
+        answer = super().capabilities()
+        if not self._queue.discard_max:
+            answer = dataclasses.replace(answer, discard=Support.NONE)
+        if self._direct and not self._queue.write_cache:
+            # Past the page cache to a disk that keeps nothing back: a completed write is on the medium.
+            answer = dataclasses.replace(answer, flush=Support.NONE, fua=Support.NONE)
+        return answer
+
+
+def _must_be_block(path: str, facts: os.stat_result) -> None:
+    if not stat.S_ISBLK(facts.st_mode):
+        kind = "a regular file: use the back end file" if stat.S_ISREG(facts.st_mode) else "not a block device"
+        raise BlockError(Fault.INVALID, f"{path} is {kind}")
+
+
+@hookimpl
+def iscsid_backend_info() -> BackendInfo:
+    return BackendInfo("block", "a raw block device", OPTIONS)
+
+
+@hookimpl
+def iscsid_validate(options: Mapping[str, Any]) -> list[str]:
+    """Looks without claiming: the device may well be served, by us, while its configuration is checked."""
+    path = options["path"]
+    try:
+        _must_be_block(path, os.stat(path))
+    except OSError as error:
+        return [f"path: {path}: {error.strerror}"]
+    except BlockError as error:
+        return [f"path: {error}"]
+    return []
+
+
+@hookimpl
+def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    path = options["path"]
+    _must_be_block(path, os.stat(path))
+    try:
+        return {"claim": _claim(path)}
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        words = f"{path} is in use: mounted, a part of another device, or served already"
+        raise BlockError(Fault.BUSY, words) from error
+
+
+def _claim(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_EXCL)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+    return os.open(path, os.O_RDONLY | os.O_EXCL)  # write-protected: served read-only
+
+
+@hookimpl
+def iscsid_release(options: Mapping[str, Any]) -> None:
+    os.close(options["claim"])
+
+
+@hookimpl
+def iscsid_open(options: Mapping[str, Any], role: str) -> BlockDevice:
+    path, direct, claim = options["path"], options["direct"], options.get("claim")
+    flags = os.O_DIRECT if direct else 0
+    readonly = role == "readonly"
+    try:
+        fd = reopen(claim, path, flags | (os.O_RDONLY if readonly else os.O_RDWR))
+    except OSError as error:
+        if readonly or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        readonly = True  # a device that is write-protected (BLKROGET) is a fact, not a failure
+        fd = reopen(claim, path, flags | os.O_RDONLY)
+    try:
+        _must_be_block(path, os.fstat(fd))
+        return BlockDevice(fd, path, claim=claim, direct=direct, readonly=readonly)
+    except BaseException:
+        os.close(fd)
+        raise

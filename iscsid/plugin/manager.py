@@ -1,0 +1,341 @@
+"""Finds the plugins, asks them once what they are, and opens devices through them.
+
+Nothing here happens at import: :func:`load` builds a :class:`Plugins`, and a process may have several. A plugin that
+cannot be used is left out and kept in ``failures`` with its name and reason; what calls a plugin raises PluginError and
+nothing else, so one bad file in a folder takes no server down.
+
+Built-ins come first, then entry points of the group ``iscsid``, then files of the plugin folders; a name that is taken
+stays with the first, so no stranger can stand in for a built-in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from iscsid.block.device import Device
+from iscsid.errors import PluginError
+from iscsid.plugin import hookspecs
+from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, check_options, near
+
+#: The modules that come with iscsid; the last part is the plugin's name. Strings, so that nothing in iscsid imports
+#: them; order is the order of registration.
+BUILTIN = (
+    "iscsid_backends.file",
+    "iscsid_backends.ram",
+    "iscsid_backends.null",
+    "iscsid_backends.blockdev",
+)
+#: Names of built-in back ends that are not the name of their module (``block`` is a room of iscsid already).
+PROVIDED_BY = {"block": "blockdev"}
+ENTRY_POINTS = "iscsid"
+_PREFIX = "iscsid_"
+_HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith(_PREFIX))
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """A back end or a layer, and the plugin that owns it."""
+
+    plugin: str
+    info: BackendInfo | LayerInfo
+
+
+class Plugins:
+    """The plugins of one process. Made by :func:`load`."""
+
+    def __init__(self, disabled: Iterable[str] = ()) -> None:
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        for name in disabled:
+            self._manager.set_blocked(PROVIDED_BY.get(name, name))
+        self._backends: dict[str, _Owner] = {}
+        self._layers: dict[str, _Owner] = {}
+        #: What could not be used, and why.
+        self.failures: list[PluginError] = []
+
+    @property
+    def backends(self) -> dict[str, BackendInfo]:
+        """The back ends there are, by name."""
+        return {name: owner.info for name, owner in self._backends.items() if isinstance(owner.info, BackendInfo)}
+
+    @property
+    def layers(self) -> dict[str, LayerInfo]:
+        """The layers there are, by name."""
+        return {name: owner.info for name, owner in self._layers.items() if isinstance(owner.info, LayerInfo)}
+
+    # Loading.
+
+    def add(self, name: str, importing: Callable[[], object]) -> bool:
+        """Import a plugin and take it in as ``name``; False, with the reason in ``failures``, when it is no good.
+
+        A blocked name is passed over without being imported.
+        """
+        if self._manager.is_blocked(name):
+            return False
+        if self._manager.has_plugin(name):
+            self.failures.append(PluginError(name, "left out: there is another plugin of this name"))
+            return False
+        try:
+            plugin = importing()
+            self._register(name, plugin)
+            self._describe(name)
+        except PluginError as error:
+            self.failures.append(error)
+        except (Exception, SystemExit) as error:
+            self.failures.append(_failure(name, error))
+        else:
+            return True
+        self._forget(name)
+        return False
+
+    def _forget(self, name: str) -> None:
+        if self._manager.has_plugin(name):
+            self._manager.unregister(name=name)
+        for known in (self._backends, self._layers):
+            for provided in [key for key, owner in known.items() if owner.plugin == name]:
+                del known[provided]
+
+    def _register(self, name: str, plugin: object) -> None:
+        unmarked = [hook for hook in _unmarked(plugin) if hook in _HOOKS]
+        if unmarked:
+            raise PluginError(name, f"{unmarked[0]} is not marked with @hookimpl")
+        unknown = [hook for hook in _hook_names(plugin) if hook not in _HOOKS]
+        if unknown:
+            raise PluginError(name, f"there is no hook {unknown[0]}{near(unknown[0], _HOOKS)}")
+        self._manager.register(plugin, name=name)
+        self._manager.check_pending()
+
+    def _describe(self, name: str) -> None:
+        for hook, kind, known in (
+            ("iscsid_backend_info", BackendInfo, self._backends),
+            ("iscsid_layer_info", LayerInfo, self._layers),
+        ):
+            info = self._call(name, hook)
+            if info is None:
+                continue
+            if not isinstance(info, kind):
+                raise PluginError(name, f"{hook} answered {type(info).__name__}, not {kind.__name__}")
+            if info.api != API_VERSION:
+                raise PluginError(name, f"made for API {info.api}; this server has {API_VERSION}")
+            if info.name in known:
+                raise PluginError(name, f"the name {info.name} is taken by plugin {known[info.name].plugin}")
+            self._require(name, "iscsid_open" if kind is BackendInfo else "iscsid_filter")
+            known[info.name] = _Owner(name, info)
+
+    def _require(self, name: str, hook: str) -> None:
+        if not self._implements(name, hook):
+            raise PluginError(name, f"has no {hook}")
+
+    # Asking plugins.
+
+    def validate(self, backend: str, options: Mapping[str, Any]) -> list[str]:
+        """What is wrong with ``options`` for ``backend``, and with the name itself; empty when all is well.
+
+        Never raises: a plugin that fails in its check is a problem like any other.
+        """
+        return self._validate(self._backends, "back end", backend, options)
+
+    def validate_layer(self, layer: str, options: Mapping[str, Any]) -> list[str]:
+        """As :meth:`validate`, for a layer."""
+        return self._validate(self._layers, "layer", layer, options)
+
+    def prepare(self, backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Make ready what all workers share; in the supervisor, before they are forked.
+
+        Returns the options for :meth:`open` and :meth:`release`: converted, complete, with what the plugin added.
+        """
+        owner, values = self._options(backend, options)
+        added = self._call(owner.plugin, "iscsid_prepare", options=values)
+        if added is None:
+            return values
+        if not isinstance(added, Mapping):
+            raise PluginError(owner.plugin, f"iscsid_prepare answered {type(added).__name__}, not a mapping")
+        return {**values, **added}
+
+    def release(self, backend: str, options: Mapping[str, Any]) -> None:
+        """Undo :meth:`prepare`, whose answer is ``options``; in the supervisor, after the last worker closed."""
+        owner = self._owner(self._backends, "back end", backend)
+        self._call(owner.plugin, "iscsid_release", options=options)
+
+    def create(self, backend: str, options: Mapping[str, Any]) -> None:
+        """Make the medium that ``options`` describe."""
+        owner, values = self._options(backend, options)
+        self._require(owner.plugin, "iscsid_create")
+        self._call(owner.plugin, "iscsid_create", options=values)
+
+    def open(self, backend: str, options: Mapping[str, Any], role: str = "worker") -> Device:
+        """Open a device; in the worker. ``options`` are the answer of :meth:`prepare`, or plain ones without it."""
+        owner, values = self._options(backend, options)
+        return self._device(owner.plugin, "iscsid_open", options=values, role=role)
+
+    def wrap(self, device: Device, layer: str, options: Mapping[str, Any]) -> Device:
+        """Put a layer over ``device``; closing the answer closes both. On failure ``device`` stays open."""
+        owner = self._owner(self._layers, "layer", layer)
+        values, _ = check_options(owner.info.options, options)
+        return self._device(owner.plugin, "iscsid_filter", device=device, name=layer, options=values)
+
+    def probe(self, uri: str) -> list[tuple[int, str]]:
+        """(confidence, back end) of each that says it can open ``uri``, surest first; one that fails is left out."""
+        found = []
+        for name, owner in self._backends.items():
+            try:
+                confidence = self._call(owner.plugin, "iscsid_probe", uri=uri)
+            except PluginError:
+                continue  # a guess that fails is no guess
+            if isinstance(confidence, int) and confidence > 0:
+                found.append((confidence, name))
+        return sorted(found, reverse=True)
+
+    def notify(self, event: object) -> list[PluginError]:
+        """Tell every observer of ``event``. Returns the failures: one observer's does not keep it from the next."""
+        failures = []
+        for impl in self._manager.hook.iscsid_event.get_hookimpls():
+            try:
+                self._call(impl.plugin_name, "iscsid_event", event=event)
+            except PluginError as error:
+                failures.append(error)
+        return failures
+
+    # Parts of the above.
+
+    def _validate(self, known: Mapping[str, _Owner], kind: str, name: str, options: Mapping[str, Any]) -> list[str]:
+        try:
+            owner = self._owner(known, kind, name)
+        except PluginError as error:
+            return [error.reason]
+        values, problems = check_options(owner.info.options, options)
+        if problems:
+            return problems
+        try:
+            answer = self._call(owner.plugin, "iscsid_validate", options=values) if kind == "back end" else None
+        except PluginError as error:
+            return [str(error)]
+        if isinstance(answer, str) or not isinstance(answer, Iterable | None):
+            return [f"plugin {owner.plugin}: iscsid_validate answered {answer!r}, not a list"]
+        return [str(problem) for problem in answer or ()]
+
+    def _owner(self, known: Mapping[str, _Owner], kind: str, name: str) -> _Owner:
+        owner = known.get(name)
+        if owner is not None:
+            return owner
+        module = PROVIDED_BY.get(name, name)
+        if self._manager.is_blocked(module):
+            raise PluginError(name, f"the {kind} {name} is disabled")
+        for failure in self.failures:
+            if failure.plugin == module:
+                raise PluginError(name, f"the {kind} {name} could not be loaded: {failure.reason}")
+        raise PluginError(name, f"there is no {kind} {name}{near(name, known)}")
+
+    def _options(self, backend: str, options: Mapping[str, Any]) -> tuple[_Owner, dict[str, Any]]:
+        """Owner and converted options. Keys that are not in the schema pass: ``iscsid_prepare`` adds some."""
+        owner = self._owner(self._backends, "back end", backend)
+        values, problems = check_options(owner.info.options, options, strict=False)
+        if problems:
+            raise PluginError(owner.plugin, "; ".join(problems))
+        return owner, values
+
+    def _device(self, plugin: str, hook: str, **arguments: Any) -> Device:
+        device = self._call(plugin, hook, **arguments)
+        if not isinstance(device, Device):
+            raise PluginError(plugin, f"{hook} answered {type(device).__name__}, not a Device")
+        return device
+
+    def _implements(self, plugin: str, hook: str) -> bool:
+        return any(impl.plugin_name == plugin for impl in getattr(self._manager.hook, hook).get_hookimpls())
+
+    def _call(self, plugin: str, hook: str, **arguments: Any) -> Any:
+        """Put one hook to one plugin; whatever it raises becomes a PluginError with its name."""
+        others = [other for other in self._manager.get_plugins() if self._manager.get_name(other) != plugin]
+        caller = self._manager.subset_hook_caller(hook, others)
+        try:
+            return caller(**arguments)
+        except (Exception, SystemExit) as error:
+            raise _failure(plugin, error) from error
+
+
+def load(
+    names: Iterable[str] | None = None, plugin_dirs: Iterable[str | Path] = (), disabled: Iterable[str] = ()
+) -> Plugins:
+    """Find and import plugins.
+
+    ``names`` are the back ends and layers that the configuration uses: built-ins that it does not name are not
+    imported (None: all are). Those of strangers are, since only they know what they provide. ``disabled`` are names
+    of plugins or back ends that must not be imported at all. Never raises: see ``Plugins.failures``.
+    """
+    plugins = Plugins(disabled)
+    wanted = None if names is None else {PROVIDED_BY.get(name, name) for name in names}
+    for path in BUILTIN:
+        name = path.rpartition(".")[2]
+        if wanted is None or name in wanted:
+            plugins.add(name, partial(importlib.import_module, path))
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        plugins.add(entry.name, entry.load)
+    for folder in plugin_dirs:
+        _add_folder(plugins, Path(folder))
+    return plugins
+
+
+def _add_folder(plugins: Plugins, folder: Path) -> None:
+    """Each ``name.py`` in ``folder`` is the plugin ``name``; files that begin with _ or . are not."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".py" and path.name[0] not in "._")
+    except OSError as error:
+        plugins.failures.append(PluginError(str(folder), f"the plugin folder cannot be read: {error.strerror}"))
+        return
+    for path in paths:
+        plugins.add(path.stem, partial(_import_file, path))
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file under a name that no module of ours or of a stranger has."""
+    name = f"iscsid_plugin_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class up by its module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _unmarked(plugin: object) -> Iterator[str]:
+    for name in _functions(plugin):
+        if not hasattr(getattr(plugin, name), f"{hookspecs.PROJECT}_impl"):
+            yield name
+
+
+def _hook_names(plugin: object) -> Iterator[str]:
+    for name in _functions(plugin):
+        if hasattr(getattr(plugin, name), f"{hookspecs.PROJECT}_impl"):
+            yield name
+
+
+def _functions(plugin: object) -> Iterator[str]:
+    """Names of functions that look like hooks."""
+    for name in dir(plugin):
+        if name.startswith(_PREFIX) and callable(getattr(plugin, name)):
+            yield name
+
+
+def _failure(plugin: str, error: BaseException) -> PluginError:
+    words = str(error)
+    if not isinstance(error, Exception) or not words or not isinstance(error, PluginError | OSError | ValueError):
+        words = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    failure = PluginError(plugin, words)
+    failure.__cause__ = error
+    return failure
