@@ -1,0 +1,187 @@
+"""THE opcode table: every command that a logical unit can execute, one record each.
+
+From it come dispatch, the reserved-bit check, the write protection check, exemption from unit attentions, conflicts
+with reservations, and what REPORT SUPPORTED OPERATION CODES tells. A new command is one row here and one handler.
+
+No field of a record has a default: a permission under a reservation is granted in the row, never assumed.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import inquiry, mode, report, rw
+from .const import Opcode, ServiceAction
+
+if TYPE_CHECKING:
+    from .lu import LogicalUnit, Nexus
+    from .plan import Plan
+
+Handler = Callable[["LogicalUnit", bytes, "Nexus"], "Plan"]
+
+
+class Direction(enum.Enum):
+    """Where the data of a command goes; OPTIONAL_OUT where the CDB decides whether there is any."""
+
+    NONE = enum.auto()
+    IN = enum.auto()
+    OUT = enum.auto()
+    OPTIONAL_OUT = enum.auto()
+
+
+class Reservation(enum.Enum):
+    """Who may send the command while another I_T nexus holds a reservation (SPC-4 5.13.1, SBC-3 table 13)."""
+
+    ALLOWED = enum.auto()  # everybody
+    READING = enum.auto()  # everybody under the write exclusive types, else holders (and registrants) only
+    WRITING = enum.auto()  # holders (and registrants, where the type says so) only
+
+
+class Attention(enum.Enum):
+    """What a pending unit attention does to the command (SAM-5 5.14)."""
+
+    REPORTED = enum.auto()  # the command ends in CHECK CONDITION
+    EXEMPT = enum.auto()  # the command is executed and the unit attention stays
+    TAKEN = enum.auto()  # REQUEST SENSE: the unit attention is its answer
+
+
+class Feature(enum.Enum):
+    """What a logical unit may have or lack; rows and CDB bits can depend on it."""
+
+    DISK = enum.auto()  # always there
+    THIN = enum.auto()  # the device can discard, so that logical block provisioning is offered
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One operation code, or one service action of one.
+
+    ``usage`` is the CDB usage data of SPC-4 6.35.3: its length is that of the CDB, and each bit of it that is 0 must be
+    0 in a CDB. ``optional`` lists (feature, byte, mask): bits that are allowed only on units with the feature.
+    ``writes``: refused while the medium is write protected. ``timeout`` is the recommended command timeout in seconds.
+    """
+
+    opcode: int
+    service_action: int | None
+    usage: bytes
+    optional: tuple[tuple[Feature, int, int], ...]
+    direction: Direction
+    handler: Handler
+    writes: bool
+    needs: Feature
+    reservation: Reservation
+    attention: Attention
+    timeout: int
+
+    @property
+    def name(self) -> str:
+        """The name of the standard, in snake case capitals."""
+        if self.service_action is None:
+            return Opcode(self.opcode).name
+        return ServiceAction(self.service_action).name
+
+    def forbidden(self) -> int:
+        """Return the bits that must be 0, as a mask over the CDB read as a little-endian number.
+
+        Little-endian, so that byte ``n`` lies at bit ``8 * n`` whatever the length of the field the CDB came in.
+        """
+        usage = bytearray(self.usage)
+        usage[0] = 0xFF
+        if self.service_action is not None:
+            usage[1] |= 0x1F
+        return int.from_bytes(bytes(~byte & 0xFF for byte in usage), "little")
+
+
+_NONE, _IN, _OUT, _MAYBE = Direction.NONE, Direction.IN, Direction.OUT, Direction.OPTIONAL_OUT
+_ANY, _READING, _WRITING = Reservation.ALLOWED, Reservation.READING, Reservation.WRITING
+_REPORTED, _EXEMPT, _TAKEN = Attention.REPORTED, Attention.EXEMPT, Attention.TAKEN
+_DISK, _THIN = Feature.DISK, Feature.THIN
+_SHORT, _LONG = 30, 120  # seconds: commands bounded by one transfer; commands that may touch much of the medium
+
+# WRITE SAME: UNMAP is bit 3 of byte 1. An initiator that is told of no provisioning may not set it (SBC-3 5.50).
+_UNMAP_BIT = ((Feature.THIN, 1, 0x08),)
+
+
+def _row(
+    opcode: Opcode,
+    service_action: ServiceAction | None,
+    usage: str,
+    optional: tuple[tuple[Feature, int, int], ...],
+    direction: Direction,
+    handler: Handler,
+    writes: bool,
+    needs: Feature,
+    reservation: Reservation,
+    attention: Attention,
+    timeout: int,
+) -> Command:
+    action = None if service_action is None else int(service_action)
+    bits = bytes.fromhex(usage)
+    return Command(
+        int(opcode), action, bits, optional, direction, handler, writes, needs, reservation, attention, timeout
+    )
+
+
+_Op, _Sa = Opcode, ServiceAction
+# fmt: off
+COMMANDS: tuple[Command, ...] = (
+    #                                usage of each byte of the CDB        bits with a feature
+    _row(_Op.TEST_UNIT_READY, None, "00 00 000000 00",
+         (), _NONE, rw.test_unit_ready, False, _DISK, _ANY, _REPORTED, _SHORT),
+    _row(_Op.REQUEST_SENSE, None, "03 01 0000 ff 00",
+         (), _IN, inquiry.request_sense, False, _DISK, _ANY, _TAKEN, _SHORT),
+    _row(_Op.READ_6, None, "08 1fffff ff 00",
+         (), _IN, rw.read_6, False, _DISK, _READING, _REPORTED, _SHORT),
+    _row(_Op.WRITE_6, None, "0a 1fffff ff 00",
+         (), _OUT, rw.write_6, True, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.INQUIRY, None, "12 01 ff ffff 00",
+         (), _IN, inquiry.inquiry, False, _DISK, _ANY, _EXEMPT, _SHORT),
+    _row(_Op.MODE_SENSE_6, None, "1a 08 ff ff ff 00",
+         (), _IN, mode.mode_sense_6, False, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.START_STOP_UNIT, None, "1b 01 00 00 05 00",
+         (), _NONE, rw.start_stop_unit, False, _DISK, _WRITING, _REPORTED, _LONG),
+    _row(_Op.READ_CAPACITY_10, None, "25 00 00000000 0000 00 00",
+         (), _IN, report.read_capacity_10, False, _DISK, _ANY, _REPORTED, _SHORT),
+    _row(_Op.READ_10, None, "28 18 ffffffff 00 ffff 00",
+         (), _IN, rw.read_10, False, _DISK, _READING, _REPORTED, _SHORT),
+    _row(_Op.WRITE_10, None, "2a 18 ffffffff 00 ffff 00",
+         (), _OUT, rw.write_10, True, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.VERIFY_10, None, "2f 16 ffffffff 00 ffff 00",
+         (), _MAYBE, rw.verify_10, False, _DISK, _READING, _REPORTED, _SHORT),
+    _row(_Op.SYNCHRONIZE_CACHE_10, None, "35 02 ffffffff 00 ffff 00",
+         (), _NONE, rw.synchronize_cache_10, False, _DISK, _WRITING, _REPORTED, _LONG),
+    _row(_Op.WRITE_SAME_10, None, "41 00 ffffffff 00 ffff 00",
+         _UNMAP_BIT, _OUT, rw.write_same_10, True, _DISK, _WRITING, _REPORTED, _LONG),
+    _row(_Op.UNMAP, None, "42 00 00000000 00 ffff 00",
+         (), _OUT, rw.unmap, True, _THIN, _WRITING, _REPORTED, _LONG),
+    _row(_Op.MODE_SENSE_10, None, "5a 18 ff ff 000000 ffff 00",
+         (), _IN, mode.mode_sense_10, False, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.READ_16, None, "88 18 ffffffffffffffff ffffffff 00 00",
+         (), _IN, rw.read_16, False, _DISK, _READING, _REPORTED, _SHORT),
+    _row(_Op.WRITE_16, None, "8a 18 ffffffffffffffff ffffffff 00 00",
+         (), _OUT, rw.write_16, True, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.VERIFY_16, None, "8f 16 ffffffffffffffff ffffffff 00 00",
+         (), _MAYBE, rw.verify_16, False, _DISK, _READING, _REPORTED, _SHORT),
+    _row(_Op.SYNCHRONIZE_CACHE_16, None, "91 02 ffffffffffffffff ffffffff 00 00",
+         (), _NONE, rw.synchronize_cache_16, False, _DISK, _WRITING, _REPORTED, _LONG),
+    _row(_Op.WRITE_SAME_16, None, "93 01 ffffffffffffffff ffffffff 00 00",
+         _UNMAP_BIT, _MAYBE, rw.write_same_16, True, _DISK, _WRITING, _REPORTED, _LONG),
+    _row(_Op.SERVICE_ACTION_IN_16, _Sa.READ_CAPACITY_16, "9e 10 0000000000000000 ffffffff 00 00",
+         (), _IN, report.read_capacity_16, False, _DISK, _ANY, _REPORTED, _SHORT),
+    _row(_Op.REPORT_LUNS, None, "a0 00 ff 000000 ffffffff 00 00",
+         (), _IN, report.report_luns, False, _DISK, _ANY, _EXEMPT, _SHORT),
+    _row(_Op.MAINTENANCE_IN, _Sa.REPORT_SUPPORTED_OPERATION_CODES, "a3 0c 87 ff ffff ffffffff 00 00",
+         (), _IN, report.report_supported_operation_codes, False, _DISK, _READING, _REPORTED, _SHORT),
+    _row(_Op.MAINTENANCE_IN, _Sa.REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS, "a3 0d 80 000000 ffffffff 00 00",
+         (), _IN, report.report_supported_task_management_functions, False, _DISK, _READING, _REPORTED, _SHORT),
+    _row(_Op.READ_12, None, "a8 18 ffffffff ffffffff 00 00",
+         (), _IN, rw.read_12, False, _DISK, _READING, _REPORTED, _SHORT),
+    _row(_Op.WRITE_12, None, "aa 18 ffffffff ffffffff 00 00",
+         (), _OUT, rw.write_12, True, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.VERIFY_12, None, "af 16 ffffffff ffffffff 00 00",
+         (), _MAYBE, rw.verify_12, False, _DISK, _READING, _REPORTED, _SHORT),
+)
+# fmt: on

@@ -1,0 +1,112 @@
+"""Numbers of SAM-5, SPC-4 and SBC-3, once. Code on the hot path keeps the plain ints it needs beside itself."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Status(enum.IntEnum):
+    """SAM-5 5.3.1, table 29."""
+
+    GOOD = 0x00
+    CHECK_CONDITION = 0x02
+    CONDITION_MET = 0x04
+    BUSY = 0x08
+    RESERVATION_CONFLICT = 0x18
+    TASK_SET_FULL = 0x28
+    ACA_ACTIVE = 0x30
+    TASK_ABORTED = 0x40
+
+
+class SenseKey(enum.IntEnum):
+    """SPC-4 4.5.6, table 50."""
+
+    NO_SENSE = 0x0
+    RECOVERED_ERROR = 0x1
+    NOT_READY = 0x2
+    MEDIUM_ERROR = 0x3
+    HARDWARE_ERROR = 0x4
+    ILLEGAL_REQUEST = 0x5
+    UNIT_ATTENTION = 0x6
+    DATA_PROTECT = 0x7
+    BLANK_CHECK = 0x8
+    VENDOR_SPECIFIC = 0x9
+    COPY_ABORTED = 0xA
+    ABORTED_COMMAND = 0xB
+    VOLUME_OVERFLOW = 0xD
+    MISCOMPARE = 0xE
+    COMPLETED = 0xF
+
+
+class Opcode(enum.IntEnum):
+    """Operation codes of direct access block devices (SBC-3 table 31)."""
+
+    TEST_UNIT_READY = 0x00
+    REQUEST_SENSE = 0x03
+    READ_6 = 0x08
+    WRITE_6 = 0x0A
+    INQUIRY = 0x12
+    MODE_SENSE_6 = 0x1A
+    START_STOP_UNIT = 0x1B
+    READ_CAPACITY_10 = 0x25
+    READ_10 = 0x28
+    WRITE_10 = 0x2A
+    VERIFY_10 = 0x2F
+    SYNCHRONIZE_CACHE_10 = 0x35
+    WRITE_SAME_10 = 0x41
+    UNMAP = 0x42
+    MODE_SENSE_10 = 0x5A
+    READ_16 = 0x88
+    WRITE_16 = 0x8A
+    VERIFY_16 = 0x8F
+    SYNCHRONIZE_CACHE_16 = 0x91
+    WRITE_SAME_16 = 0x93
+    SERVICE_ACTION_IN_16 = 0x9E
+    REPORT_LUNS = 0xA0
+    MAINTENANCE_IN = 0xA3
+    READ_12 = 0xA8
+    WRITE_12 = 0xAA
+    VERIFY_12 = 0xAF
+
+
+class ServiceAction(enum.IntEnum):
+    """Service actions, each of the operation code named in its comment."""
+
+    REPORT_SUPPORTED_OPERATION_CODES = 0x0C  # MAINTENANCE IN, SPC-4 6.35
+    REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS = 0x0D  # MAINTENANCE IN, SPC-4 6.36
+    READ_CAPACITY_16 = 0x10  # SERVICE ACTION IN(16), SBC-3 5.17
+
+
+class Association(enum.IntEnum):
+    """What a designation descriptor names (SPC-4 7.8.6.1, table 594)."""
+
+    LOGICAL_UNIT = 0
+    TARGET_PORT = 1
+    TARGET_DEVICE = 2
+
+
+class Designator(enum.IntEnum):
+    """Designator types (SPC-4 7.8.6.1, table 595)."""
+
+    VENDOR_SPECIFIC = 0x0
+    T10_VENDOR_ID = 0x1
+    EUI_64 = 0x2
+    NAA = 0x3
+    RELATIVE_TARGET_PORT = 0x4
+    TARGET_PORT_GROUP = 0x5
+    LOGICAL_UNIT_GROUP = 0x6
+    MD5_LOGICAL_UNIT = 0x7
+    SCSI_NAME_STRING = 0x8
+
+
+class CodeSet(enum.IntEnum):
+    """SPC-4 7.8.6.1, table 593."""
+
+    BINARY = 1
+    ASCII = 2
+    UTF_8 = 3
+
+
+DIRECT_ACCESS_BLOCK_DEVICE = 0x00  # peripheral qualifier 000b, device type 00h (SPC-4 6.6.2)
+NO_LOGICAL_UNIT = 0x7F  # peripheral qualifier 011b, device type 1Fh: nothing can be here (SPC-4 6.6.2)
+PROTOCOL_ISCSI = 0x5  # SPC-4 7.6.1, table 491

@@ -1,0 +1,205 @@
+"""INQUIRY: standard data and vital product data pages; REQUEST SENSE.
+
+A page is a function of unit and nexus that returns its payload; PAGES lists them, and page 00h lists PAGES.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import ScsiError
+from .const import DIRECT_ACCESS_BLOCK_DEVICE, PROTOCOL_ISCSI, Association, CodeSet, Designator
+from .plan import Plan, Reply
+from .sense import Reason, build_sense
+
+if TYPE_CHECKING:
+    from .lu import Identity, LogicalUnit, Nexus
+
+EVPD = 0x01
+DESC = 0x01  # byte 1 of REQUEST SENSE: descriptor format
+
+# peripheral, RMB, VERSION, format, ADDITIONAL LENGTH, three bytes of flags, vendor, product, revision,
+# 22 bytes that are not ours (36 - 57), VERSION DESCRIPTORS 1 - 8, reserved (SPC-4 6.6.2)
+STANDARD = struct.Struct(">BBBBBBBB8s16s4s22x8H22x")
+VERSION_SPC_4 = 0x06
+_HISUP, _FORMAT = 0x10, 0x02  # hierarchical LUNs; the format of SPC-2 and later
+_CMDQUE = 0x02
+VERSION_DESCRIPTORS = (0x00A0, 0x0960, 0x0460, 0x04C0)  # SAM-5, iSCSI, SPC-4, SBC-3, no version claimed (SPC-4 6.6.5)
+
+
+def inquiry(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    """SPC-4 6.6."""
+    page, allocation_length = cdb[2], int.from_bytes(cdb[3:5], "big")
+    if not cdb[1] & EVPD:
+        if page:
+            raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=2)
+        return Reply(standard_data(lu.identity)[:allocation_length])
+    build = PAGES.get(page)
+    if build is None:
+        raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=2)
+    return Reply(vpd_page(DIRECT_ACCESS_BLOCK_DEVICE, page, build(lu, nexus))[:allocation_length])
+
+
+def standard_data(identity: Identity) -> bytes:
+    """Return the standard INQUIRY data (SPC-4 6.6.2)."""
+    return STANDARD.pack(
+        DIRECT_ACCESS_BLOCK_DEVICE,
+        0,  # RMB: the medium stays in
+        VERSION_SPC_4,
+        _HISUP | _FORMAT,
+        STANDARD.size - 5,
+        0,  # no SCC, ACC, TPGS, 3PC, PROTECT
+        0,  # no enclosure; MULTIP is not claimed
+        _CMDQUE,
+        padded(identity.vendor, 8),
+        padded(identity.product, 16),
+        padded(identity.revision, 4),
+        *VERSION_DESCRIPTORS,
+        *(0,) * (8 - len(VERSION_DESCRIPTORS)),
+    )
+
+
+def padded(text: str, length: int) -> bytes:
+    """Return ASCII data, left-aligned and filled with spaces (SPC-4 4.3.1); what is not printable becomes '?'."""
+    clean = "".join(char if " " <= char <= "~" else "?" for char in text)
+    return clean.encode("ascii")[:length].ljust(length)
+
+
+def vpd_page(peripheral: int, page: int, payload: bytes) -> bytes:
+    """Return a VPD page with its header (SPC-4 7.8.1)."""
+    return struct.pack(">BBH", peripheral, page, len(payload)) + payload
+
+
+# -- pages of SPC-4 --------------------------------------------------------------------------------------------------
+
+
+def supported_pages(lu: LogicalUnit, nexus: Nexus) -> bytes:
+    """Page 00h (SPC-4 7.8.14): ascending."""
+    return bytes(sorted(PAGES))
+
+
+def unit_serial_number(lu: LogicalUnit, nexus: Nexus) -> bytes:
+    """Page 80h (SPC-4 7.8.17)."""
+    return padded(lu.identity.serial, len(lu.identity.serial))
+
+
+def device_identification(lu: LogicalUnit, nexus: Nexus) -> bytes:
+    """Page 83h (SPC-4 7.8.6): the unit by three names, then the port and the target that this nexus goes through."""
+    identity = lu.identity
+    t10 = padded(identity.vendor, 8) + padded(identity.serial, len(identity.serial))
+    port = f"{nexus.target_name},t,0x{nexus.portal_group_tag:04x}"
+    relative_port = struct.pack(">2xH", nexus.portal_group_tag)
+    logical_unit, target_port = Association.LOGICAL_UNIT, Association.TARGET_PORT
+    return b"".join(
+        (
+            designator(logical_unit, Designator.NAA, CodeSet.BINARY, naa_locally_assigned(identity.serial)),
+            designator(logical_unit, Designator.T10_VENDOR_ID, CodeSet.ASCII, t10),
+            designator(logical_unit, Designator.SCSI_NAME_STRING, CodeSet.UTF_8, name_string(identity.name)),
+            designator(target_port, Designator.SCSI_NAME_STRING, CodeSet.UTF_8, name_string(port)),
+            designator(target_port, Designator.RELATIVE_TARGET_PORT, CodeSet.BINARY, relative_port),
+            designator(
+                Association.TARGET_DEVICE, Designator.SCSI_NAME_STRING, CodeSet.UTF_8, name_string(nexus.target_name)
+            ),
+        )
+    )
+
+
+def designator(association: Association, kind: Designator, code_set: CodeSet, value: bytes) -> bytes:
+    """Return a designation descriptor (SPC-4 7.8.6.1); the protocol is told for ports and devices only (PIV)."""
+    protocol, piv = (0, 0) if association is Association.LOGICAL_UNIT else (PROTOCOL_ISCSI, 0x80)
+    return bytes((protocol << 4 | code_set, piv | association << 4 | kind, 0, len(value))) + value
+
+
+def naa_locally_assigned(serial: str) -> bytes:
+    """Return an NAA 3h designator (SPC-4 7.8.6.6.4): 60 bits that depend on the serial number alone.
+
+    We own no IEEE company identifier, so none of the worldwide unique forms is ours to use.
+    """
+    digest = hashlib.sha256(serial.encode()).digest()
+    return bytes((0x30 | digest[0] & 0x0F,)) + digest[1:8]
+
+
+def name_string(name: str) -> bytes:
+    """Return a SCSI name string: UTF-8, ended by a null and filled to a multiple of four (SPC-4 7.8.6.11)."""
+    data = name.encode()
+    return data + bytes(4 - len(data) % 4)
+
+
+# -- pages of SBC-3 --------------------------------------------------------------------------------------------------
+
+# WSNZ, COMPARE AND WRITE, OPTIMAL TRANSFER LENGTH GRANULARITY, MAXIMUM and OPTIMAL TRANSFER LENGTH, PREFETCH,
+# UNMAP LBA COUNT, UNMAP BLOCK DESCRIPTOR COUNT, UNMAP GRANULARITY, UGAVALID and ALIGNMENT, WRITE SAME, atomic writes
+_BLOCK_LIMITS = struct.Struct(">BBHIIIIIIIQ20x")
+_UGAVALID = 0x80000000
+
+
+def block_limits(lu: LogicalUnit, nexus: Nexus) -> bytes:
+    """Page B0h (SBC-3 6.6.4), in logical blocks; 0 says that there is nothing to tell."""
+    device = lu.device
+    unmap_blocks = unmap_descriptors = granularity = alignment = 0
+    if lu.thin:
+        unmap_blocks, unmap_descriptors = lu.max_unmap_blocks, lu.max_unmap_descriptors
+        granularity = min(device.discard_granularity >> lu.shift, 0xFFFFFFFF)
+        if granularity:
+            alignment = _UGAVALID | (device.discard_alignment >> lu.shift) % granularity & 0x7FFFFFFF
+    return _BLOCK_LIMITS.pack(
+        0,  # WSNZ: a WRITE SAME of 0 blocks goes up to the end of the medium
+        0,  # COMPARE AND WRITE is not supported
+        _blocks(lu, device.minimum_io, 0xFFFF),
+        lu.max_blocks,
+        _blocks(lu, device.optimal_io, lu.max_blocks),
+        0,
+        unmap_blocks,
+        unmap_descriptors,
+        granularity,
+        alignment,
+        lu.max_write_same_blocks,
+    )
+
+
+def _blocks(lu: LogicalUnit, length: int, limit: int) -> int:
+    """Return ``length`` in blocks where it is a whole number of them within the limit, else 0: not reported."""
+    blocks, rest = divmod(length, lu.block_size)
+    return blocks if not rest and blocks <= limit else 0
+
+
+NON_ROTATING = 1
+
+
+def block_device_characteristics(lu: LogicalUnit, nexus: Nexus) -> bytes:
+    """Page B1h (SBC-3 6.6.3): MEDIUM ROTATION RATE, which is not reported for what does rotate."""
+    return struct.pack(">H58x", 0 if lu.device.rotational else NON_ROTATING)
+
+
+_LBPU, _LBPWS, _LBPWS10, _LBPRZ = 0x80, 0x40, 0x20, 0x04
+_THIN_PROVISIONED = 2
+
+
+def logical_block_provisioning(lu: LogicalUnit, nexus: Nexus) -> bytes:
+    """Page B2h (SBC-3 6.6.5): no threshold, no anchors; what is not thin claims nothing."""
+    if not lu.thin:
+        return bytes(4)
+    flags = _LBPU | _LBPWS | _LBPWS10 | (_LBPRZ if lu.device.discard_zeroes else 0)
+    return bytes((0, flags, _THIN_PROVISIONED, 0))
+
+
+PAGES: dict[int, Callable[[LogicalUnit, Nexus], bytes]] = {
+    0x00: supported_pages,
+    0x80: unit_serial_number,
+    0x83: device_identification,
+    0xB0: block_limits,
+    0xB1: block_device_characteristics,
+    0xB2: logical_block_provisioning,
+}
+
+
+# -- REQUEST SENSE ---------------------------------------------------------------------------------------------------
+
+
+def request_sense(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    """SPC-4 6.39: a waiting unit attention, which this takes, or NO SENSE; sense data never waits in iSCSI."""
+    reason = nexus.attentions.pop(0) if nexus.attentions else Reason.NO_SENSE
+    return Reply(build_sense(ScsiError(reason), bool(cdb[1] & DESC))[: cdb[4]])

@@ -1,0 +1,186 @@
+"""A logical unit: CDB in, plan out.
+
+``plan`` is the one function that every command passes, in the order of SAM-5: unit attention, reservation, operation
+code, reserved bits, write protection, and then the handler, which checks range and length. What a unit can do is
+resolved from the table once, when the unit is made, so that a command costs a list index and one mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import MutableSequence, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ..block.device import Support
+from ..errors import ScsiError
+from .commands import COMMANDS, Attention, Command, Feature, Handler
+from .plan import Plan
+from .sense import Reason
+
+if TYPE_CHECKING:
+    from ..block.guard import Guarded
+
+MAX_TRANSFER = 32 << 20  # bytes of one READ or WRITE: bounds what a command may make us hold
+MAX_WRITE_SAME = 256 << 20  # bytes of one WRITE SAME: a few seconds of a slow disk, since it cannot be interrupted
+MAX_UNMAP = 4 << 30  # bytes of one UNMAP: descriptors are cheap, but not free, on every medium
+MAX_UNMAP_DESCRIPTORS = 256
+
+
+class Nexus(Protocol):
+    """What a command may ask about the I_T nexus that it came by."""
+
+    @property
+    def initiator_name(self) -> str:
+        """The iSCSI name of the initiator."""
+
+    @property
+    def target_name(self) -> str:
+        """The iSCSI name of the target."""
+
+    @property
+    def portal_group_tag(self) -> int:
+        """The portal group: with the target name it is the SCSI target port (RFC 7143 section 4.4.1)."""
+
+    @property
+    def luns(self) -> Sequence[int]:
+        """The logical unit numbers that this initiator may see, sorted."""
+
+    @property
+    def attentions(self) -> MutableSequence[Reason] | None:
+        """Unit attentions that wait for this nexus and this logical unit, oldest first; None or empty when none do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the unit is, in INQUIRY and the vital product data; stable as long as the data on it is the same.
+
+    ``name`` is the SCSI name string of the logical unit, such as ``iqn.2026-11.org.iscsid:disk0,L,0x0000000000000000``.
+    """
+
+    serial: str
+    name: str
+    vendor: str = "ISCSID"
+    product: str = "VIRTUAL-DISK"
+    revision: str = "0001"
+
+
+_Entry = tuple[int, Handler]
+
+
+class LogicalUnit:
+    """A direct access block device (SBC-3) over a guarded device.
+
+    ``blocks``, ``shift`` (log2 of the block size), ``max_blocks`` (MAXIMUM TRANSFER LENGTH) and ``volatile`` (something
+    is lost when the power fails before a flush) are what the handlers look at.
+    """
+
+    __slots__ = (
+        "_dispatch",
+        "_ignores_attention",
+        "block_size",
+        "blocks",
+        "commands",
+        "device",
+        "features",
+        "identity",
+        "max_blocks",
+        "max_unmap_blocks",
+        "max_unmap_descriptors",
+        "max_write_same_blocks",
+        "readonly",
+        "shift",
+        "volatile",
+    )
+
+    def __init__(self, device: Guarded, identity: Identity) -> None:
+        self.device = device
+        self.identity = identity
+        self.block_size = device.block_size
+        self.blocks = device.size // device.block_size
+        self.shift = device.block_size.bit_length() - 1
+        self.readonly = device.can.write == Support.NONE
+        self.volatile = device.can.flush != Support.NONE
+        thin = device.can.discard != Support.NONE and not self.readonly
+        self.features = frozenset({Feature.DISK, Feature.THIN} if thin else {Feature.DISK})
+        self.max_blocks = MAX_TRANSFER >> self.shift
+        self.max_write_same_blocks = MAX_WRITE_SAME >> self.shift
+        self.max_unmap_blocks = MAX_UNMAP >> self.shift
+        self.max_unmap_descriptors = MAX_UNMAP_DESCRIPTORS
+        self.commands = tuple(
+            _resolve(command, self.features) for command in COMMANDS if command.needs in self.features
+        )
+        self._dispatch = _dispatch(self.commands, self.readonly)
+        self._ignores_attention = frozenset(
+            command.opcode for command in self.commands if command.attention is not Attention.REPORTED
+        )
+
+    @property
+    def thin(self) -> bool:
+        """Whether logical block provisioning is offered: UNMAP, and WRITE SAME with its UNMAP bit."""
+        return Feature.THIN in self.features
+
+    def plan(self, cdb: bytes, nexus: Nexus) -> Plan:
+        """Return what the command wants done; ``cdb`` has at least 16 bytes, the unused ones of any value.
+
+        Raises ScsiError when the command ends in CHECK CONDITION here.
+        """
+        if nexus.attentions and cdb[0] not in self._ignores_attention:
+            raise ScsiError(nexus.attentions.pop(0))
+        forbidden, handler = self._dispatch[cdb[0]]
+        if int.from_bytes(cdb, "little") & forbidden:
+            raise _reserved_bit(cdb, forbidden)
+        return handler(self, cdb, nexus)
+
+
+def _resolve(command: Command, features: frozenset[Feature]) -> Command:
+    """Return the row as it holds on this unit: with the optional bits it has, and no optional ones left."""
+    usage = bytearray(command.usage)
+    for feature, byte, mask in command.optional:
+        if feature in features:
+            usage[byte] |= mask
+    return dataclasses.replace(command, usage=bytes(usage), optional=())
+
+
+def _dispatch(commands: Sequence[Command], readonly: bool) -> list[_Entry]:
+    """Return, for each operation code, the bits that must be 0 and the handler."""
+    entries: list[_Entry] = [(0, _unsupported_operation_code)] * 256
+    service_actions: dict[int, dict[int, _Entry]] = {}
+    for command in commands:
+        entry = (command.forbidden(), _write_protected if command.writes and readonly else command.handler)
+        if command.service_action is None:
+            entries[command.opcode] = entry
+        else:
+            service_actions.setdefault(command.opcode, {})[command.service_action] = entry
+    for opcode, by_action in service_actions.items():
+        entries[opcode] = (0, _by_service_action(by_action))
+    return entries
+
+
+def _by_service_action(entries: dict[int, _Entry]) -> Handler:
+    def handler(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+        entry = entries.get(cdb[1] & 0x1F)
+        if entry is None:
+            raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=1, bit=4)  # SPC-4 4.2.5.2
+        forbidden, action = entry
+        if int.from_bytes(cdb, "little") & forbidden:
+            raise _reserved_bit(cdb, forbidden)
+        return action(lu, cdb, nexus)
+
+    return handler
+
+
+def _unsupported_operation_code(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    raise ScsiError(Reason.INVALID_COMMAND_OPERATION_CODE, field=0, bit=7)
+
+
+def _write_protected(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    raise ScsiError(Reason.WRITE_PROTECTED)
+
+
+def _reserved_bit(cdb: bytes, forbidden: int) -> ScsiError:
+    """Point at the first byte with a bit that must be 0, and at the highest such bit of it (SPC-4 4.5.2.4.2)."""
+    wrong = int.from_bytes(cdb, "little") & forbidden
+    field = ((wrong & -wrong).bit_length() - 1) // 8
+    bit = (wrong >> 8 * field & 0xFF).bit_length() - 1
+    return ScsiError(Reason.INVALID_FIELD_IN_CDB, field=field, bit=bit)

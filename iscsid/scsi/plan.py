@@ -1,0 +1,72 @@
+"""What a command wants done: the answer of ``LogicalUnit.plan``.
+
+A plan says nothing of iSCSI and does nothing by itself. Whoever holds the session gathers the data-out, moves the
+bytes, and turns what a device raises into sense data (``sense.reason_of``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class Reply:
+    """GOOD, with ``data`` as data-in, already cut to the allocation length; b"" for a command without data."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class Read:
+    """Read ``length`` bytes at byte ``offset`` of the device; both multiples of the block size, length not 0."""
+
+    __slots__ = ("length", "offset")
+
+    def __init__(self, offset: int, length: int) -> None:
+        self.offset = offset
+        self.length = length
+
+
+class Write:
+    """Gather ``length`` bytes of data-out and write them at byte ``offset``.
+
+    ``fua``: GOOD only when they are on the medium. It is set only where the device has something volatile.
+    """
+
+    __slots__ = ("fua", "length", "offset")
+
+    def __init__(self, offset: int, length: int, fua: bool) -> None:
+        self.offset = offset
+        self.length = length
+        self.fua = fua
+
+
+class Job:
+    """Gather ``parameter_length`` bytes of data-out, then ``run`` them; what it returns is the data-in.
+
+    ``run`` raises ScsiError, BlockError or OSError. It may run in the worker's loop where the device is inline and
+    ``cost``, the bytes of medium it may touch, is small; elsewhere it belongs into the pool. ``writes`` tells which
+    side of the medium failed when it raises OSError.
+    """
+
+    __slots__ = ("cost", "parameter_length", "run", "writes")
+
+    def __init__(
+        self,
+        run: Callable[[memoryview], bytes | bytearray],
+        parameter_length: int = 0,
+        cost: int = 0,
+        *,
+        writes: bool = False,
+    ) -> None:
+        self.run = run
+        self.parameter_length = parameter_length
+        self.cost = cost
+        self.writes = writes
+
+
+Plan = Reply | Read | Write | Job
+
+DONE = Reply(b"")
+"""GOOD without data; shared, for nobody changes a plan."""
