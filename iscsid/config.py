@@ -1,0 +1,508 @@
+"""TOML to specs: the only place that knows what a key of the configuration file is called.
+
+What a key may hold stands in the tables ``SERVER``, ``TARGET`` and ``LUN``; a back end's and a layer's own keys come
+from its ``BackendInfo``. Everything that is wrong is collected and told at once, each with its table, key and reason.
+Defaults are those of ``specs``: a key that is left out is left out of the record too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from iscsid.errors import ConfigError, Problem
+from iscsid.plugin.info import Option, check_options, near, parse_size
+from iscsid.plugin.manager import BUILTIN, PROVIDED_BY, Plugins
+from iscsid.plugin.manager import load as load_plugins
+from iscsid.specs import LayerSpec, LunSpec, PortalSpec, ServerSpec, TargetSpec
+from iscsid.text.codec import parse_number
+from iscsid.text.keys import OFFERABLE, TARGET_OFFERS, check_offer
+from iscsid.text.names import normalize
+
+DEFAULT_PORT = 3260
+MAX_FILE_SIZE = 16 << 20  # a configuration of thousands of targets is a few hundred KiB
+MAX_RUNTIME_DIR = 80
+MAX_LUN = 0x3FFF  # what flat space addressing can name (SAM-5 4.7.7.3)
+
+Read = Callable[[Any], Any]  # a value of TOML -> the value of the spec; ValueError says what is wrong
+PluginLoader = Callable[..., Plugins]
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def _kind(value: Any) -> str:
+    """What TOML calls a value."""
+    for types, name in _KINDS:
+        if isinstance(value, types):
+            return name
+    return "a date or time"
+
+
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "a boolean"),
+    (int, "a whole number"),
+    (float, "a number"),
+    (str, "a string"),
+    (list, "an array"),
+    (dict, "a table"),
+)
+
+
+def _expect(value: Any, kind: type | tuple[type, ...], name: str) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"must be {name}, not {_kind(value)}")
+
+
+def _string(value: Any) -> str:
+    _expect(value, str, "a string")
+    return str(value)
+
+
+def boolean(value: Any) -> bool:
+    """``true`` or ``false``."""
+    _expect(value, bool, "true or false")
+    return bool(value)
+
+
+def integer(minimum: int | None = None, maximum: int | None = None) -> Read:
+    """A whole number within both bounds."""
+
+    def read(value: Any) -> int:
+        _expect(value, int, "a whole number")
+        _check_bounds(value, minimum, maximum)
+        return int(value)
+
+    return read
+
+
+def seconds(minimum: float, maximum: float) -> Read:
+    """A duration in seconds, whole or not."""
+
+    def read(value: Any) -> float:
+        _expect(value, (int, float), "a number of seconds")
+        _check_bounds(value, minimum, maximum)
+        return float(value)
+
+    return read
+
+
+def _check_bounds(value: float, minimum: float | None, maximum: float | None) -> None:
+    if (minimum is None or value >= minimum) and (maximum is None or value <= maximum):  # false for nan
+        return
+    if minimum is not None and maximum is not None:
+        raise ValueError(f"must be from {minimum:,} to {maximum:,}, not {value:,}")
+    bound = f"at least {minimum:,}" if minimum is not None else f"at most {maximum:,}"
+    raise ValueError(f"must be {bound}, not {value:,}")
+
+
+def text(maximum: int, *, printable_ascii: bool = False) -> Read:
+    """A string of at most ``maximum`` bytes of UTF-8; ``printable_ascii`` for what INQUIRY shows (SPC-4 4.3.1)."""
+
+    def read(value: Any) -> str:
+        _expect(value, str, "a string")
+        if (length := len(value.encode())) > maximum:
+            raise ValueError(f"has at most {maximum} bytes, this one has {length}")
+        if printable_ascii and not all(" " <= char <= "~" for char in value):
+            raise ValueError("may hold printable ASCII only")
+        if not value.isprintable():
+            raise ValueError("may not hold control characters")
+        return str(value)
+
+    return read
+
+
+def folder(value: Any) -> str:
+    """The absolute path of a folder; ``~`` at its start is the home of the user who runs the server."""
+    path = os.path.expanduser(_string(value))
+    if not os.path.isabs(path) or "\0" in path:
+        raise ValueError(f"must be an absolute path, not {value!r}")
+    return os.path.normpath(path)
+
+
+def runtime_folder(value: Any) -> str:
+    """As ``folder``, and short: the control socket in it has an address of at most 107 bytes (unix(7))."""
+    path = folder(value)
+    if len(path.encode()) > MAX_RUNTIME_DIR:
+        raise ValueError(f"has at most {MAX_RUNTIME_DIR} bytes: a longer path leaves no room for the socket in it")
+    return path
+
+
+def choice(*choices: str) -> Read:
+    """One string out of a closed list."""
+
+    def read(value: Any) -> str:
+        name = _string(value)
+        if name not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}, not {name!r}{near(name, choices)}")
+        return name
+
+    return read
+
+
+def array(read_item: Read) -> Read:
+    """An array whose items are all read by ``read_item``; none may stand there twice."""
+
+    def read(value: Any) -> tuple[Any, ...]:
+        _expect(value, list, "an array")
+        items: list[Any] = []
+        for index, item in enumerate(value):
+            try:
+                result = read_item(item)
+            except ValueError as error:
+                raise ValueError(f"[{index}] {error}") from None
+            if result in items:
+                raise ValueError(f"[{index}] says {result} once more")
+            items.append(result)
+        return tuple(items)
+
+    return read
+
+
+def size(value: Any) -> int:
+    """Bytes, or a string with a unit (see ``plugin.info.parse_size``)."""
+    if isinstance(value, str):
+        value = parse_size(value)
+    _expect(value, int, 'bytes, or a string with a unit, as in "10 GiB"')
+    return int(value)
+
+
+def workers(value: Any) -> int:
+    """A number of worker processes; ``"auto"`` is 0, one per core."""
+    if value == "auto":
+        return 0
+    if isinstance(value, str):
+        raise ValueError(f'must be "auto" or a number, not {value!r}')
+    return int(integer(1, 1024)(value))
+
+
+def block_size(value: Any) -> int:
+    """The length of a logical block in bytes; 0 takes the device's own."""
+    length = int(size(value))
+    if length and not (512 <= length <= 65536 and length & (length - 1) == 0):
+        raise ValueError(f"must be 0 or a power of two from 512 to 65,536, not {length:,}")
+    return length
+
+
+def iscsi_name(value: Any) -> str:
+    """An iqn., eui. or naa. name, normalised."""
+    return normalize(_string(value))
+
+
+_INDEX = re.compile(r"\[\d+\]")
+_HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+
+
+def portal(value: Any) -> PortalSpec:
+    """``host``, ``host:port`` or ``[IPv6]:port``; port 0 takes any that is free."""
+    _expect(value, str, "a string")
+    host, port = _split_portal(value)
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"the port of {value!r} must be a number from 0 to 65,535")
+    try:
+        host = str(ipaddress.ip_address(host))
+    except ValueError:
+        labels = host.removesuffix(".").split(".")
+        if not all(_HOST_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit() or len(host) > 253:
+            raise ValueError(f'{value!r} must be as in "192.0.2.1:3260", "[2001:db8::1]:3260" or "host:3260"') from None
+    return PortalSpec(host, int(port))
+
+
+def _split_portal(value: str) -> tuple[str, str]:
+    if value.startswith("["):
+        host, bracket, rest = value[1:].partition("]")
+        if bracket and ":" in host and (not rest or rest.startswith(":")):
+            return host, rest[1:] if rest else str(DEFAULT_PORT)
+    elif value.count(":") > 1:  # an IPv6 address without brackets has no port
+        return value, str(DEFAULT_PORT)
+    else:
+        host, colon, port = value.partition(":")
+        return host, port if colon else str(DEFAULT_PORT)
+    return "", "0"  # no host name: the caller refuses it
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+SERVER: dict[str, Read] = {
+    "portals": array(portal),
+    "workers": workers,
+    "runtime_dir": runtime_folder,
+    "state_dir": folder,
+    "plugin_dirs": array(folder),
+    "disabled_plugins": array(text(255)),
+    "log_level": choice("debug", "info", "warning", "error"),
+    "login_timeout": seconds(1, 3600),
+    "max_pending_logins": integer(1, 65536),
+    "max_pending_logins_per_host": integer(1, 65536),
+    "max_sessions": integer(1, 65535),  # a TSIH has 16 bits and 0 is none (RFC 7143 section 11.12.6)
+    "nop_interval": seconds(0, 86400),
+    "nop_timeout": seconds(1, 3600),
+    "stop_timeout": seconds(0, 3600),
+    "worker_timeout": seconds(5, 3600),
+}
+
+TARGET: dict[str, Read] = {
+    "name": iscsi_name,
+    "alias": text(255),  # a text value (RFC 7143 section 6.1)
+    "parameters": lambda value: value,  # read by _parameters
+    "lun": lambda value: value,  # read by _luns
+}
+
+LUN: dict[str, Read] = {
+    "lun": integer(0, MAX_LUN),
+    "backend": text(255),
+    "block_size": block_size,
+    "readonly": boolean,
+    "serial": text(36, printable_ascii=True),  # room for a UUID
+    "vendor": text(8, printable_ascii=True),  # T10 VENDOR IDENTIFICATION (SPC-4 6.4.2)
+    "product": text(16, printable_ascii=True),  # PRODUCT IDENTIFICATION
+    "layers": lambda value: value,  # read by _layers
+}
+
+# What may be negotiated by RFC 7143, but is not there to be used: the sessions of this version have one connection,
+# recover at level 0 and move data in order.
+ONLY_OFFER = {"MaxConnections": "1", "ErrorRecoveryLevel": "0", "DataPDUInOrder": "Yes", "DataSequenceInOrder": "Yes"}
+
+
+def load(source: str, plugins: PluginLoader = load_plugins) -> tuple[ServerSpec, Plugins]:
+    """Read the configuration file ``source``; return what it says and the plugins that it needs.
+
+    Raises ConfigError with everything that is wrong.
+    """
+    try:
+        with Path(source).open("rb") as file:
+            content = file.read(MAX_FILE_SIZE + 1)
+    except OSError as error:
+        raise ConfigError(source, [Problem("", "", error.strerror or str(error))]) from error
+    if len(content) > MAX_FILE_SIZE:
+        raise ConfigError(source, [Problem("", "", f"is larger than {MAX_FILE_SIZE:,} bytes")])
+    try:
+        return parse(content.decode(), source, plugins)
+    except UnicodeDecodeError as error:
+        raise ConfigError(source, [Problem("", "", f"is not UTF-8 (byte {error.start:,})")]) from error
+
+
+def parse(
+    content: str, source: str = "configuration", plugins: PluginLoader = load_plugins
+) -> tuple[ServerSpec, Plugins]:
+    """As ``load``, from text; ``source`` names it in messages."""
+    try:
+        document = tomli.loads(content)
+    except (ValueError, RecursionError) as error:  # ValueError: also of int(), for a number of thousands of digits
+        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        raise ConfigError(source, [Problem("", "", f"is not TOML: {reason}")]) from error
+    reader = _Reader()
+    known = {"server": SERVER, "target": TARGET}
+    reader.refuse_unknown("", document, known)
+    server = reader.table("server", document.get("server", {}), SERVER)
+    reader.plugins = plugins(_plugin_names(document), server.get("plugin_dirs", ()), server.get("disabled_plugins", ()))
+    targets = reader.targets(document.get("target", []))
+    if reader.problems:
+        raise ConfigError(source, reader.problems)
+    return ServerSpec(targets=targets, **server), reader.plugins
+
+
+class _Reader:
+    """Walks the document and collects problems."""
+
+    plugins: Plugins
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def complain(self, where: str, key: str, reason: str) -> None:
+        self.problems.append(Problem(where, key, reason))
+
+    def complain_all(self, where: str, key: str, reasons: Iterable[str]) -> None:
+        self.problems.extend(Problem(where, key, reason) for reason in reasons)
+
+    def refuse_unknown(self, where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+        names = list(known)
+        for key in table:
+            if key not in names:
+                self.complain(where, key, f"unknown key{near(key, names)}")
+
+    def table(
+        self, where: str, table: Any, keys: Mapping[str, Read], required: Sequence[str] = (), open_ended: bool = False
+    ) -> dict[str, Any]:
+        """Read ``table`` by ``keys``; ``open_ended`` leaves unknown keys to the caller."""
+        if not isinstance(table, dict):
+            self.complain(where, "", f"must be a table, not {_kind(table)}")
+            return {}
+        if not open_ended:
+            self.refuse_unknown(where, table, keys)
+        for key in required:
+            if key not in table:
+                self.complain(where, key, f"is missing{_perhaps_misspelt(key, table, keys)}")
+        values: dict[str, Any] = {}
+        for key, value in table.items():
+            if key in keys:
+                try:
+                    values[key] = keys[key](value)
+                except ValueError as error:
+                    self.complain(where, key, str(error))
+        return values
+
+    def tables(self, where: str, value: Any) -> list[tuple[str, Any]]:
+        """The members of an array of tables, each with its place."""
+        if isinstance(value, list):
+            return [(f"{where}[{index}]", item) for index, item in enumerate(value)]
+        if value is not None:
+            self.complain(where, "", f"is written [[{_INDEX.sub('', where)}]], once for each")
+        return []
+
+    def targets(self, value: Any) -> tuple[TargetSpec, ...]:
+        targets: list[TargetSpec] = []
+        serials: dict[str, tuple[str, object]] = {}
+        places: dict[str, str] = {}
+        for where, table in self.tables("target", value):
+            values = self.table(where, table, TARGET, required=("name",))
+            name = values.get("name", "")
+            if name in places:
+                self.complain(where, "name", f"{name} is the name of {places[name]} too")
+                name = ""
+            elif name:
+                places[name] = where
+            luns = self.luns(f"{where}.lun", values.get("lun"), name or where, serials)
+            parameters = self.parameters(f"{where}.parameters", values.get("parameters", {}))
+            targets.append(TargetSpec(name, luns, values.get("alias", ""), parameters))
+        return tuple(targets)
+
+    def luns(self, where: str, value: Any, target: str, serials: dict[str, tuple[str, object]]) -> tuple[LunSpec, ...]:
+        """Read the logical units of one target; ``serials`` holds those of all targets so far."""
+        luns: dict[int, LunSpec] = {}
+        places: dict[int, str] = {}
+        for place, table in self.tables(where, value):
+            spec = self.lun(place, table, target)
+            if spec is None:
+                continue
+            if spec.lun in luns:
+                self.complain(place, "lun", f"{spec.lun} is the number of {places[spec.lun]} too")
+                continue
+            luns[spec.lun] = spec
+            places[spec.lun] = place
+            # Initiators take two paths with one serial number for one disk and spread their writes over both.
+            medium = (spec.backend, spec.options) if "path" in spec.options else place
+            other, other_medium = serials.setdefault(spec.serial, (place, medium))
+            if medium != other_medium:
+                self.complain(place, "serial", f"{spec.serial} is the serial number of {other} too, another disk")
+        return tuple(luns[number] for number in sorted(luns))
+
+    def lun(self, where: str, table: Any, target: str) -> LunSpec | None:
+        values = self.table(where, table, LUN, required=("lun", "backend"), open_ended=True)
+        if "lun" not in values or "backend" not in values:
+            return None
+        options = {key: value for key, value in table.items() if key not in LUN}
+        backend = values.pop("backend")
+        options = self.backend_options(where, backend, options)
+        layers = self.layers(f"{where}.layers", values.pop("layers", None))
+        serial = values.pop("serial", "") or _derived_serial(target, values["lun"])
+        return LunSpec(backend=backend, options=options, layers=layers, serial=serial, **values)
+
+    def backend_options(self, where: str, backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        info = self.plugins.backends.get(backend)
+        if info is None:
+            self.complain_all(where, "backend", self.plugins.validate(backend, options))
+            return dict(options)
+        before = len(self.problems)
+        values = self.options(where, info.options, options, LUN)
+        if len(self.problems) == before:
+            self.complain_all(where, "", self.plugins.validate(backend, values))
+        return values
+
+    def options(
+        self, where: str, schema: tuple[Option, ...] | None, options: Mapping[str, Any], others: Iterable[str]
+    ) -> dict[str, Any]:
+        """Check a plugin's own keys against what it declares; ``others`` are the keys that may stand beside them."""
+        values, problems = check_options(schema, options)
+        names = [option.name for option in schema or ()]
+        for problem in problems:
+            key, _, reason = problem.partition(": ")
+            if key in options and key not in names:
+                reason = f"unknown key{near(key, [*names, *others])}"
+            self.complain(where, key, reason)
+        return values
+
+    def layers(self, where: str, value: Any) -> tuple[LayerSpec, ...]:
+        layers: list[LayerSpec] = []
+        for place, table in self.tables(where, value):
+            values = self.table(place, table, {"layer": text(255)}, required=("layer",), open_ended=True)
+            if (name := values.get("layer")) is None:
+                continue
+            info = self.plugins.layers.get(name)
+            if info is None:
+                self.complain_all(place, "layer", self.plugins.validate_layer(name, {}))
+                continue
+            options = {key: item for key, item in table.items() if key != "layer"}
+            layers.append(LayerSpec(name, self.options(place, info.options, options, ("layer",))))
+        return tuple(layers)
+
+    def parameters(self, where: str, table: Any) -> dict[str, str]:
+        """What a target offers in negotiation, under the RFC's names of the keys."""
+        if not isinstance(table, dict):
+            self.complain(where, "", f"must be a table, not {_kind(table)}")
+            return {}
+        parameters: dict[str, str] = {}
+        for key, value in table.items():
+            try:
+                parameters[key] = _parameter(key, value)
+            except ValueError as error:
+                self.complain(where, key, str(error))
+        offers = {**TARGET_OFFERS, **parameters}
+        if parse_number(offers["FirstBurstLength"]) > parse_number(offers["MaxBurstLength"]):  # RFC 7143 section 13.14
+            reason = f"{offers['FirstBurstLength']} is greater than MaxBurstLength, {offers['MaxBurstLength']}"
+            self.complain(where, "FirstBurstLength", reason)
+        return parameters
+
+
+def _parameter(key: str, value: Any) -> str:
+    """A value as the text that is negotiated with: ``true`` is Yes, an array is a list in order of preference."""
+    if key not in OFFERABLE:
+        raise ValueError(f"is not a key that a target can offer{near(key, OFFERABLE)}")
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = ",".join(value)
+    if not isinstance(value, bool | int | str):
+        raise ValueError(f"must be a number, a string, true, false or an array of strings, not {_kind(value)}")
+    offer = ("Yes" if value else "No") if isinstance(value, bool) else str(value)
+    check_offer(key, offer)
+    if offer != ONLY_OFFER.get(key, offer):
+        raise ValueError(f"can only be {ONLY_OFFER[key]} in this version")
+    return offer
+
+
+def _derived_serial(target: str, lun: int) -> str:
+    """A serial number that stays the same as long as target name and LUN do."""
+    return hashlib.sha256(f"{target}\0{lun}".encode()).hexdigest()[:16].upper()
+
+
+def _plugin_names(document: Mapping[str, Any]) -> set[str] | None:
+    """The back ends and layers that the document names; None, which is all, as soon as one of them is no built-in.
+
+    All have to be known then: the name may be a stranger's, or a misspelt one that is to be recognised.
+    """
+    names: set[str] = set()
+    for target in _list_of_tables(document.get("target")):
+        for lun in _list_of_tables(target.get("lun")):
+            names.add(str(lun.get("backend")))
+            names.update(str(layer.get("layer")) for layer in _list_of_tables(lun.get("layers")))
+    modules = {path.rpartition(".")[2] for path in BUILTIN}
+    return names if {PROVIDED_BY.get(name, name) for name in names} <= modules else None
+
+
+def _list_of_tables(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _perhaps_misspelt(key: str, table: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Which stranger in ``table`` may have been written for ``key``."""
+    strangers = [name for name in table if name not in keys]
+    found = difflib.get_close_matches(key, strangers, n=1)
+    return f' (is "{found[0]}" meant?)' if found else ""

@@ -1,0 +1,492 @@
+"""A configuration becomes specs whole, or is refused with everything that is wrong with it."""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iscsid import config
+from iscsid.errors import ConfigError
+from iscsid.specs import LayerSpec, LunSpec, PortalSpec, ServerSpec, TargetSpec
+from iscsid.text.keys import OFFERABLE, TARGET_OFFERS
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = '[[target]]\nname = "iqn.2026-11.org.iscsid:disk0"\n'
+LUN = '[[target.lun]]\nlun = 0\nbackend = "ram"\nsize = "64 MiB"\n'
+PLUGIN = """
+from iscsid.plugin import BackendInfo, LayerInfo, Option, hookimpl
+
+@hookimpl
+def iscsid_backend_info():
+    return BackendInfo("tape", "reels", None)
+
+@hookimpl
+def iscsid_validate(options):
+    return [] if options.get("reel") else ["a tape needs a reel", "and a motor"]
+
+@hookimpl
+def iscsid_open(options, role):
+    raise OSError("no drive")
+
+@hookimpl
+def iscsid_layer_info():
+    return LayerInfo("brake", "slows down", (Option("iops", "int", required=True, minimum=1),))
+
+@hookimpl
+def iscsid_filter(device, name, options):
+    return device
+"""
+
+
+def parse(content: str) -> ServerSpec:
+    return config.parse(content, "disk.toml")[0]
+
+
+def problems(content: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(content, "disk.toml")
+    assert caught.value.source == "disk.toml"
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.fixture
+def plugin_dirs(tmp_path: Path) -> str:
+    """A [server] table whose plugin folder holds the back end "tape" and the layer "brake"."""
+    (tmp_path / "tape.py").write_text(PLUGIN)
+    return f'[server]\nplugin_dirs = ["{tmp_path}"]\n'
+
+
+# -- what is read ------------------------------------------------------------------------------------------------------
+
+
+def test_empty_file_is_all_defaults() -> None:
+    assert parse("") == ServerSpec()
+
+
+def test_whole_file_becomes_specs() -> None:
+    spec = parse("""
+        [server]
+        portals = ["127.0.0.1:3261", "[::1]:0"]
+        workers = 3
+        runtime_dir = "/run/x/"
+        log_level = "debug"
+        stop_timeout = 1
+
+        [[target]]
+        name = "IQN.2026-11.ORG.iscsid:Disk0"
+        alias = "the first"
+        parameters = { InitialR2T = true, MaxBurstLength = 524288, HeaderDigest = ["None", "CRC32C"] }
+
+        [[target.lun]]
+        lun = 7
+        backend = "ram"
+        size = "10 MiB"
+        block_size = 4096
+        readonly = true
+        serial = "0001"
+        vendor = "ACME"
+        product = "ROCKET"
+
+        [[target.lun]]
+        lun = 1
+        backend = "ram"
+        size = 1048576
+    """)
+    lun = LunSpec(7, "ram", {"size": 10 << 20}, 4096, True, "0001", "ACME", "ROCKET")
+    assert spec.portals == (PortalSpec("127.0.0.1", 3261), PortalSpec("::1", 0))
+    assert (spec.workers, spec.runtime_dir, spec.log_level, spec.stop_timeout) == (3, "/run/x", "debug", 1.0)
+    assert spec.login_timeout == ServerSpec().login_timeout
+    (target,) = spec.targets
+    assert (target.name, target.alias) == ("iqn.2026-11.org.iscsid:disk0", "the first")
+    assert target.parameters == {"InitialR2T": "Yes", "MaxBurstLength": "524288", "HeaderDigest": "None,CRC32C"}
+    assert [unit.lun for unit in target.luns] == [1, 7]
+    assert target.luns[1] == lun
+
+
+def test_target_without_units_is_served_as_it_is() -> None:
+    assert parse(TARGET).targets == (TargetSpec("iqn.2026-11.org.iscsid:disk0"),)
+
+
+def test_serial_number_is_derived_from_target_and_unit_and_stays() -> None:
+    first, second = (parse(TARGET + LUN + LUN.replace("lun = 0", "lun = 1")).targets[0].luns[i].serial for i in (0, 1))
+    other = parse(TARGET.replace("disk0", "disk1") + LUN).targets[0].luns[0].serial
+    assert len({first, second, other}) == 3
+    assert first == "34FAE539EA19DFAF"  # a constant: disks keep their names over an update
+
+
+def test_units_with_one_serial_number_are_refused_unless_they_are_one_disk(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(4096))
+    unit = f'[[target.lun]]\nlun = 0\nbackend = "file"\nserial = "A1"\npath = "{image}"\n'
+    two_paths = TARGET + unit + TARGET.replace("disk0", "disk1") + unit
+    assert len(parse(two_paths).targets) == 2
+    ram = TARGET + LUN + 'serial = "A1"\n' + LUN.replace("lun = 0", "lun = 1") + 'serial = "A1"\n'
+    assert problems(ram) == ["target[0].lun[1].serial: A1 is the serial number of target[0].lun[0] too, another disk"]
+
+
+@pytest.mark.parametrize(
+    ("text", "portal"),
+    [
+        ("192.0.2.1", PortalSpec("192.0.2.1", 3260)),
+        ("192.0.2.1:3261", PortalSpec("192.0.2.1", 3261)),
+        ("0.0.0.0:0", PortalSpec("0.0.0.0", 0)),
+        ("::1", PortalSpec("::1", 3260)),
+        ("[::1]", PortalSpec("::1", 3260)),
+        ("[2001:DB8:0::1]:65535", PortalSpec("2001:db8::1", 65535)),
+        ("[fe80::1%eth0]:3260", PortalSpec("fe80::1%eth0", 3260)),
+        ("storage.example:3260", PortalSpec("storage.example", 3260)),
+        ("localhost", PortalSpec("localhost", 3260)),
+    ],
+)
+def test_portal_in_every_form_is_read(text: str, portal: PortalSpec) -> None:
+    assert config.portal(text) == portal
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":3260", "host:", "host:x", "host:65536", "host:-1", "host:٣", "[::1", "[::1]3260", "[::1]:", "[host]:1",
+     "1.2.3.4.5", "1.2.3:3260", "256.1.1.1", "::g", "a b:1", "-a:1", "a..b", "a_b", "[]:1", "1:2:3:4"],
+)  # fmt: skip
+def test_portal_in_no_known_form_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        config.portal(text)
+
+
+@given(st.text(max_size=30) | st.text(alphabet="[]:.0129af%x-", max_size=20))
+def test_any_portal_is_read_or_refused_by_value_error(text: str) -> None:
+    try:
+        spec = config.portal(text)
+    except ValueError:
+        return
+    assert config.portal(str(spec)) == spec
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("worker = 2", 'server.worker: unknown key (did you mean "workers"?)'),
+        ("zebra = 2", "server.zebra: unknown key"),
+        ('workers = "two"', "server.workers: must be \"auto\" or a number, not 'two'"),
+        ("workers = 0", "server.workers: must be from 1 to 1,024, not 0"),
+        ("workers = true", "server.workers: must be a whole number, not a boolean"),
+        ("workers = 1.5", "server.workers: must be a whole number, not a number"),
+        ('portals = "::1"', "server.portals: must be an array, not a string"),
+        ("portals = [3260]", "server.portals: [0] must be a string, not a whole number"),
+        ('portals = ["::1", "[::1]:3260"]', "server.portals: [1] says [::1]:3260 once more"),
+        ('runtime_dir = "run"', "server.runtime_dir: must be an absolute path, not 'run'"),
+        ("runtime_dir = 1", "server.runtime_dir: must be a string, not a whole number"),
+        (f'runtime_dir = "/{"r" * 80}"', "server.runtime_dir: has at most 80 bytes: "
+         "a longer path leaves no room for the socket in it"),
+        ('state_dir = "a\\u0000b"', "server.state_dir: must be an absolute path, not 'a\\x00b'"),
+        ('log_level = "warn"', "server.log_level: must be one of debug, info, warning, error, not 'warn' "
+         '(did you mean "warning"?)'),
+        ("login_timeout = 0.5", "server.login_timeout: must be from 1 to 3,600, not 0.5"),
+        ("login_timeout = nan", "server.login_timeout: must be from 1 to 3,600, not nan"),
+        ("login_timeout = inf", "server.login_timeout: must be from 1 to 3,600, not inf"),
+        ('login_timeout = "15"', "server.login_timeout: must be a number of seconds, not a string"),
+        ("login_timeout = 2026-11-24", "server.login_timeout: must be a number of seconds, not a date or time"),
+        ("max_sessions = 65536", "server.max_sessions: must be from 1 to 65,535, not 65,536"),
+        ("disabled_plugins = [[]]", "server.disabled_plugins: [0] must be a string, not an array"),
+    ],
+)  # fmt: skip
+def test_bad_line_of_the_server_table_is_told_with_its_reason(line: str, problem: str) -> None:
+    assert problems(f"[server]\n{line}\n") == [problem]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("lun = -1", "target[0].lun[0].lun: must be from 0 to 16,383, not -1"),
+        ("lun = 16384", "target[0].lun[0].lun: must be from 0 to 16,383, not 16,384"),
+        ('lun = "0"', "target[0].lun[0].lun: must be a whole number, not a string"),
+        ("backend = 1", "target[0].lun[0].backend: must be a string, not a whole number"),
+        ('backend = "rom"', 'target[0].lun[0].backend: there is no back end rom (did you mean "ram"?)'),
+        ("block_size = 500", "target[0].lun[0].block_size: must be 0 or a power of two from 512 to 65,536, not 500"),
+        ("block_size = 131072", "target[0].lun[0].block_size: must be 0 or a power of two from 512 to 65,536, "
+         "not 131,072"),
+        ('block_size = "4 Kib"', None),
+        ("readonly = 1", "target[0].lun[0].readonly: must be true or false, not a whole number"),
+        ('vendor = "ELEPHANTS"', "target[0].lun[0].vendor: has at most 8 bytes, this one has 9"),
+        ('product = "größe"', "target[0].lun[0].product: may hold printable ASCII only"),
+        ('serial = "a\\tb"', "target[0].lun[0].serial: may hold printable ASCII only"),
+        ("blocksize = 512", 'target[0].lun[0].blocksize: unknown key (did you mean "block_size"?)'),
+        ('sizes = "1 MiB"', 'target[0].lun[0].sizes: unknown key (did you mean "size"?)'),
+        ('size = "1 Gig"', "target[0].lun[0].size: '1 Gig' is not a size such as 10 GiB"),
+        ("layers = 1", "target[0].lun[0].layers: is written [[target.lun.layers]], once for each"),
+        ("layers = [1]", "target[0].lun[0].layers[0]: must be a table, not a whole number"),
+        ("layers = [{ iops = 1 }]", "target[0].lun[0].layers[0].layer: is missing"),
+        ('layers = [{ layer = "rat" }]', "target[0].lun[0].layers[0].layer: there is no layer rat"),
+    ],
+)  # fmt: skip
+def test_bad_line_of_a_unit_is_told_with_its_reason(line: str, problem: str | None) -> None:
+    key = line.partition(" ")[0]
+    lines = [old for old in LUN.splitlines() if not old.startswith(f"{key} ")]
+    content = "\n".join([TARGET, *lines, line])
+    if problem is None:
+        parse(content)
+    else:
+        assert problem in problems(content)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("MaxBurstLenght = 65536", 'is not a key that a target can offer (did you mean "MaxBurstLength"?)'),
+        ("TargetName = 'x'", "is not a key that a target can offer"),
+        ("AuthMethod = 'None'", "is not a key that a target can offer"),
+        ("InitialR2T = 'maybe'", ""),
+        ("MaxBurstLength = 1", ""),
+        ("MaxBurstLength = 1.5", "must be a number, a string, true, false or an array of strings, not a number"),
+        ("MaxBurstLength = 65536", "262144 is greater than MaxBurstLength, 65536"),
+        ("FirstBurstLength = '0x200000'", "0x200000 is greater than MaxBurstLength, 1048576"),
+        ("HeaderDigest = [1]", "must be a number, a string, true, false or an array of strings, not an array"),
+        ("HeaderDigest = 'MD5'", ""),
+        ("ErrorRecoveryLevel = 2", "can only be 0 in this version"),
+        ("MaxConnections = 4", "can only be 1 in this version"),
+        ("DataPDUInOrder = false", "can only be Yes in this version"),
+    ],
+)
+def test_bad_parameter_is_told_with_its_reason(line: str, problem: str) -> None:
+    (found,) = problems(f"{TARGET}[target.parameters]\n{line}\n")
+    assert found.startswith("target[0].parameters.")
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[sever]\nworkers = 1", ['sever: unknown key (did you mean "server"?)']),
+        ("server = 1", ["server: must be a table, not a whole number"]),
+        ("[target]\nname = 'x'", ["target: is written [[target]], once for each"]),
+        ("target = [1]", ["target[0]: must be a table, not a whole number"]),
+        ("[[target]]", ["target[0].name: is missing"]),
+        ("[[target]]\nnam = 'x'", ['target[0].nam: unknown key (did you mean "name"?)',
+                                   'target[0].name: is missing (is "nam" meant?)']),
+        ("[[target]]\nname = 1", ["target[0].name: must be a string, not a whole number"]),
+        ("[[target]]\nname = 'disk'", ["target[0].name: an iSCSI name begins with iqn., eui. or naa."]),
+        (TARGET + TARGET, ["target[1].name: iqn.2026-11.org.iscsid:disk0 is the name of target[0] too"]),
+        (TARGET + TARGET.upper().replace("TARGET", "target").replace("NAME", "name"),
+         ["target[1].name: iqn.2026-11.org.iscsid:disk0 is the name of target[0] too"]),
+        (TARGET + LUN + LUN, ["target[0].lun[1].lun: 0 is the number of target[0].lun[0] too"]),
+        (TARGET + "[target.lun]\nlun = 0", ["target[0].lun: is written [[target.lun]], once for each"]),
+        (TARGET + "[[target.lun]]", ["target[0].lun[0].lun: is missing", "target[0].lun[0].backend: is missing"]),
+        (TARGET + "parameters = 1", ["target[0].parameters: must be a table, not a whole number"]),
+        (TARGET + "alias = 'a\\b'\nalas = 1", ['target[0].alas: unknown key (did you mean "alias"?)']),
+        (TARGET + 'alias = "a\\nb"', ["target[0].alias: may not hold control characters"]),
+    ],
+)  # fmt: skip
+def test_bad_shape_is_told_with_its_reason(content: str, expected: list[str]) -> None:
+    assert problems(content) == expected
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    found = problems(
+        "[server]\nworkers = 0\nzebra = 1\n[[target]]\nname = 'x'\n[[target.lun]]\nlun = 0\nbackend = 'rom'\n"
+    )
+    assert [line.partition(": ")[0] for line in found] == [
+        "server.zebra",
+        "server.workers",
+        "target[0].name",
+        "target[0].lun[0].backend",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[server", "is not TOML: "),
+        ("a = 1\na = 2", "is not TOML: "),
+        ("a = " + "1" * 5000, "is not TOML: "),
+        ("a = " + "[" * 100_000, "is not TOML: "),
+        ("a = {" * 50_000, "is not TOML: "),
+    ],
+)
+def test_what_is_not_toml_is_refused_as_such(content: str, reason: str) -> None:
+    (found,) = problems(content)
+    assert found.startswith(reason)
+
+
+toml_values = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["lun", "layer", "x"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from([*sorted(config.SERVER), "x"]), toml_values)
+def test_any_value_in_the_server_table_is_read_or_refused(key: str, value: Any) -> None:
+    reader = config._Reader()
+    read = reader.table("server", {key: value}, config.SERVER)
+    assert bool(read) != bool(reader.problems)
+
+
+@given(st.dictionaries(st.sampled_from([*config.LUN, "size", "x"]), toml_values))
+def test_any_unit_is_read_or_refused(table: dict[str, Any]) -> None:
+    reader = config._Reader()
+    reader.plugins = config.load_plugins(["ram"])
+    spec = reader.lun("target[0].lun[0]", table, "iqn.2026-11.org.iscsid:x")
+    assert spec is not None or reader.problems
+
+
+# -- plugins -----------------------------------------------------------------------------------------------------------
+
+
+def test_back_end_of_a_plugin_folder_checks_its_own_options(plugin_dirs: str) -> None:
+    unit = '[[target.lun]]\nlun = 0\nbackend = "tape"\n'
+    assert problems(plugin_dirs + TARGET + unit) == [
+        "target[0].lun[0]: a tape needs a reel",
+        "target[0].lun[0]: and a motor",
+    ]
+    spec = parse(plugin_dirs + TARGET + unit + "reel = 7\n")
+    assert spec.targets[0].luns[0].options == {"reel": 7}
+
+
+def test_layer_of_a_plugin_folder_has_its_options_checked(plugin_dirs: str) -> None:
+    assert problems(plugin_dirs + TARGET + LUN + 'layers = [{ layer = "brake" }]') == [
+        "target[0].lun[0].layers[0].iops: missing"
+    ]
+    assert problems(plugin_dirs + TARGET + LUN + 'layers = [{ layer = "brake", iops = 0 }, { layer = "brak" }]') == [
+        "target[0].lun[0].layers[0].iops: 0 is below 1",
+        'target[0].lun[0].layers[1].layer: there is no layer brak (did you mean "brake"?)',
+    ]
+    spec = parse(plugin_dirs + TARGET + LUN + 'layers = [{ layer = "brake", iops = 5 }]')
+    assert spec.targets[0].luns[0].layers == (LayerSpec("brake", {"iops": 5}),)
+
+
+def test_disabled_back_end_is_refused_by_that_reason() -> None:
+    (found,) = problems('[server]\ndisabled_plugins = ["ram"]\n' + TARGET + LUN)
+    assert found == "target[0].lun[0].backend: the back end ram is disabled"
+
+
+def test_plugin_that_cannot_be_loaded_is_told_where_it_is_used(tmp_path: Path) -> None:
+    (tmp_path / "tape.py").write_text("1 / 0")
+    server = f'[server]\nplugin_dirs = ["{tmp_path}"]\n'
+    unit = '[[target.lun]]\nlun = 0\nbackend = "tape"\n'
+    (found,) = problems(server + TARGET + unit)
+    assert found.startswith("target[0].lun[0].backend: the back end tape could not be loaded: ZeroDivisionError")
+    spec, plugins = config.parse(server + TARGET + LUN)  # who does not use it is served
+    assert len(spec.targets) == 1
+    assert [failure.plugin for failure in plugins.failures] == ["tape"]
+
+
+def test_built_ins_that_are_not_used_are_not_imported() -> None:
+    asked: list[Any] = []
+
+    def loader(names: Any, plugin_dirs: Any, disabled: Any) -> Any:
+        asked.append(names)
+        return config.load_plugins(names, plugin_dirs, disabled)
+
+    config.parse(TARGET + LUN, plugins=loader)
+    with pytest.raises(ConfigError):
+        config.parse(TARGET + LUN.replace("ram", "strange"), plugins=loader)
+    assert asked == [{"ram"}, None]
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_file_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.toml")
+    with pytest.raises(ConfigError) as caught:
+        config.load(missing)
+    assert str(caught.value) == f"{missing}: No such file or directory"
+
+
+def test_file_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Is a directory"):
+        config.load(str(tmp_path))
+
+
+def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "disk.toml"
+    path.write_bytes(b"a = '\xff'")
+    with pytest.raises(ConfigError, match=r"is not UTF-8 \(byte 5\)"):
+        config.load(str(path))
+
+
+def test_file_without_end_is_refused_by_its_length() -> None:
+    with pytest.raises(ConfigError, match="is larger than 16,777,216 bytes"):
+        config.load("/dev/zero")
+
+
+# -- what is installed -------------------------------------------------------------------------------------------------
+
+SAMPLE = ROOT / "etc/iscsid.toml"
+
+
+def sample_with_its_examples() -> str:
+    """The sample with everything set that it shows commented out: "# " begins prose, "#" alone an option."""
+    return re.sub(r"^#(?=[A-Za-z\[])", "", SAMPLE.read_text(), flags=re.MULTILINE)
+
+
+def test_sample_says_the_defaults_of_every_server_option() -> None:
+    assert parse(SAMPLE.read_text()) == ServerSpec()
+    assert set(tomli.loads(SAMPLE.read_text())["server"]) == set(config.SERVER)
+
+
+def test_server_options_are_the_fields_of_the_spec() -> None:
+    assert set(config.SERVER) == {field.name for field in dataclasses.fields(ServerSpec)} - {"targets"}
+    assert set(config.LUN) == {field.name for field in dataclasses.fields(LunSpec)} - {"options"}
+    assert set(config.TARGET) - {"lun"} == {field.name for field in dataclasses.fields(TargetSpec)} - {"luns"}
+
+
+def test_sample_shows_the_defaults_of_every_option_of_targets_and_units() -> None:
+    document = tomli.loads(sample_with_its_examples())
+    (target,) = document["target"]
+    (lun,) = target["lun"]
+    assert set(target) == set(config.TARGET)
+    assert set(lun) - {"path", "size"} == set(config.LUN)
+    defaults = {field.name: field.default for field in dataclasses.fields(LunSpec)}
+    for key in set(config.LUN) - {"lun", "backend", "layers"}:
+        assert lun[key] == defaults[key], key
+    assert target["alias"] == TargetSpec("x").alias
+
+
+def test_sample_shows_what_a_target_offers_by_default() -> None:
+    parameters = tomli.loads(sample_with_its_examples())["target"][0]["parameters"]
+    assert {key: config._parameter(key, value) for key, value in parameters.items()} == dict(TARGET_OFFERS)
+    assert set(parameters) == set(OFFERABLE)
+
+
+def test_sample_with_its_examples_loads(tmp_path: Path) -> None:
+    content = sample_with_its_examples().replace("/srv/disk0.img", str(tmp_path / "disk0.img"))
+    (target,) = parse(content).targets
+    assert target.luns[0].options["size"] == 10 << 30
+    assert target.luns[0].serial
+
+
+def test_every_option_of_the_sample_has_its_sentence() -> None:
+    lines = SAMPLE.read_text().splitlines()
+    options = [number for number, line in enumerate(lines) if re.match(r"#?[A-Za-z_0-9]+ = ", line)]
+    bare = [lines[number] for number in options if not lines[number - 1].startswith("# ")]
+    assert not bare
+
+
+def test_every_option_is_in_the_manual() -> None:
+    manual = (ROOT / "docs/configuration.md").read_text()
+    missing = [key for key in [*config.SERVER, *config.TARGET, *config.LUN, *TARGET_OFFERS] if f"`{key}`" not in manual]
+    assert not missing
+
+
+def test_unit_file_keeps_the_folders_and_names_of_the_server() -> None:
+    unit = configparser.ConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(ROOT / "etc/iscsid-server.service")
+    service = unit["Service"]
+    assert service["Type"] == "notify"
+    assert f"/run/{service['RuntimeDirectory']}" == ServerSpec().runtime_dir
+    assert f"/var/lib/{service['StateDirectory']}" == ServerSpec().state_dir
+    assert not (ROOT / "etc/iscsid.service").exists()  # open-iscsi's
