@@ -19,7 +19,6 @@ Buffer = bytes | bytearray | memoryview
 
 KEY_LIMIT: Final = 63  # bytes, section 6.1 "standard-label"
 VALUE_LIMIT: Final = 255  # bytes of a simple value, unless its key says otherwise, section 6.1
-NAME_LIMIT: Final = 223  # bytes of an iSCSI name, section 4.2.7.1
 TEXT_LIMIT: Final = 65536  # one negotiation sequence; 8 KiB must be taken, 64 KiB for long authentication items
 PAIR_LIMIT: Final = 256  # the RFC has some 40 keys; each unknown one costs us an answer that is longer than itself
 
@@ -27,7 +26,6 @@ PAIR_LIMIT: Final = 256  # the RFC has some 40 keys; each unknown one costs us a
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9.\-+@_#]{0,62}\Z")
 _DECIMAL = re.compile(r"[0-9]{1,20}\Z")
 _HEX = re.compile(r"0[xX][0-9A-Fa-f]+\Z")
-_NAME = re.compile(r"(?:iqn|eui|naa)\.[^\s\x00-\x1f\x7f,/=]+\Z", re.IGNORECASE)
 
 
 def parse(text: Buffer) -> list[Pair]:
@@ -163,16 +161,3 @@ def format_binary(data: bytes) -> str:
     if not data:
         raise LocalProtocolError("an empty binary value has no form")
     return "0x" + data.hex()
-
-
-def parse_name(text: str) -> str:
-    """Return ``text`` when it has the form of an iSCSI name: iqn., eui. or naa. and no character that breaks text.
-
-    What stands behind the prefix is not judged: names are compared as they are, and many in the field are not quite
-    what section 4.2.7 asks for.
-    """
-    if len(text.encode()) > NAME_LIMIT:
-        raise ValueError(f"name is longer than {NAME_LIMIT} bytes")
-    if not _NAME.match(text):
-        raise ValueError(f"{text[:40]!r} is not an iSCSI name (iqn., eui. or naa.)")
-    return text

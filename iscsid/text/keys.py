@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from iscsid.text.codec import NAME_LIMIT, TEXT_LIMIT, parse_number
+from iscsid.text.codec import TEXT_LIMIT, parse_number
+from iscsid.text.names import MAX_LENGTH
 from iscsid.text.rules import (
     And,
     Choice,
@@ -113,7 +114,7 @@ def _chap_number(text: str) -> int:
     return number
 
 
-_NAME = Declared(_node_name, NAME_LIMIT)
+_NAME = Declared(_node_name, MAX_LENGTH)
 
 
 def _login_key(name: str, section: str, rule: Rule, default: str, *, discovery: bool = False) -> Key:

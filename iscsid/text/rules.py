@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from iscsid.text.codec import VALUE_LIMIT, format_boolean, parse_boolean, parse_list, parse_name, parse_number
+from iscsid.text.codec import VALUE_LIMIT, format_boolean, parse_boolean, parse_list, parse_number
 
 Value = bool | int | str
 
@@ -186,11 +186,6 @@ class Declared(Rule):
 def declared_number(low: int, high: int) -> Declared:
     """Return the rule of a declared number."""
     return Declared(Number(low, high).value)
-
-
-def declared_name() -> Declared:
-    """Return the rule of a declared iSCSI name."""
-    return Declared(parse_name)
 
 
 def declared_text(limit: int = VALUE_LIMIT) -> Declared:
