@@ -1,0 +1,143 @@
+"""The media that the contract suite runs on. A new back end adds a maker here and a row to test_contract.EXPECTED."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iscsid.block.guard import Guarded
+from iscsid.errors import PluginError
+from iscsid.plugin.manager import Plugins, load
+
+SIZE = 8 << 20
+SHM = Path("/dev/shm")
+TMPFS_MAGIC = 0x01021994
+
+
+class Medium:
+    """A prepared medium, opened as often as a test likes, each time as one more worker would."""
+
+    def __init__(self, plugins: Plugins, kind: str, backend: str, options: dict[str, Any]) -> None:
+        self.kind = kind
+        self.backend = backend
+        self.keeps = backend != "null"  # what is written can be read
+        self.plugins = plugins
+        self.options = plugins.prepare(backend, options)
+        self._open: list[Guarded] = []
+
+    def device(self, role: str = "worker") -> Any:
+        return self.plugins.open(self.backend, self.options, role)
+
+    def open(self, role: str = "worker", **arguments: Any) -> Guarded:
+        guard = Guarded(self.device(role), **arguments)
+        self._open.append(guard)
+        return guard
+
+    def close(self) -> None:
+        for guard in self._open:
+            guard.close()
+        self.plugins.release(self.backend, self.options)
+
+
+class LoopDevices:
+    """Loop devices over sparse files, detached at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.attached: list[str] = []
+
+    def attach(self, size: int = SIZE, *, sector: int = 512, readonly: bool = False) -> str:
+        if os.geteuid() != 0:
+            pytest.skip("needs root, to attach a loop device")
+        path = self.folder / f"loop{len(self.attached)}.img"
+        with open(path, "wb") as file:
+            file.truncate(size)
+        command = ["losetup", "--find", "--show", "--sector-size", str(sector), *(["--read-only"] if readonly else [])]
+        done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"needs a loop device: {done.stderr.strip()}")
+        self.attached.append(done.stdout.strip())
+        return self.attached[-1]
+
+    def detach(self) -> None:
+        for device in self.attached:
+            subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@pytest.fixture(scope="session")
+def plugins() -> Plugins:
+    plugins = load(["file", "ram", "null", "block"])
+    ours: list[PluginError] = [
+        error for error in plugins.failures if error.plugin in ("file", "ram", "null", "blockdev")
+    ]
+    assert not ours
+    return plugins
+
+
+@pytest.fixture
+def loops(tmp_path: Path) -> Iterator[LoopDevices]:
+    loops = LoopDevices(tmp_path)
+    yield loops
+    loops.detach()
+
+
+@pytest.fixture
+def shm_path(tmp_path: Path) -> Iterator[Path]:
+    """A path for a file on tmpfs."""
+    if not SHM.is_dir():
+        pytest.skip("needs a tmpfs at /dev/shm")
+    path = SHM / f"iscsid-test-{os.getpid()}-{tmp_path.name}.img"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def disk_path(tmp_path: Path) -> Path:
+    """A path for a file on a disk. Where /tmp is a tmpfs, the working folder may be none."""
+    from iscsid_backends.linux import IN_MEMORY, file_system
+
+    for folder in (tmp_path, Path.cwd()):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            if file_system(fd) not in IN_MEMORY:
+                return folder / "disk.img"
+        finally:
+            os.close(fd)
+    pytest.skip("needs a folder that is not on a tmpfs")
+
+
+Maker = Callable[[pytest.FixtureRequest], tuple[str, dict[str, Any]]]
+
+
+def _file(fixture: str, **options: Any) -> Maker:
+    return lambda request: ("file", {"path": str(request.getfixturevalue(fixture)), "size": SIZE, **options})
+
+
+def _block(sector: int, **options: Any) -> Maker:
+    return lambda request: ("block", {"path": request.getfixturevalue("loops").attach(sector=sector), **options})
+
+
+MAKERS: dict[str, Maker] = {
+    "null": lambda request: ("null", {"size": SIZE}),
+    "ram": lambda request: ("ram", {"size": SIZE}),
+    "file-tmpfs": _file("shm_path"),
+    "file-disk": _file("disk_path"),
+    "file-direct": _file("disk_path", direct=True),
+    "block": _block(512),
+    "block-4k": _block(4096),
+    "block-direct": _block(512, direct=True),
+}
+_NEEDS = {kind: [pytest.mark.judge("losetup")] if kind.startswith("block") else [] for kind in MAKERS}
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=_NEEDS[kind]) for kind in MAKERS])
+def medium(request: pytest.FixtureRequest, plugins: Plugins) -> Iterator[Medium]:
+    backend, options = MAKERS[request.param](request)
+    medium = Medium(plugins, request.param, backend, options)
+    yield medium
+    medium.close()
