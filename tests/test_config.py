@@ -448,7 +448,9 @@ def test_sample_shows_the_defaults_of_every_option_of_targets_and_units() -> Non
     (target,) = document["target"]
     (lun,) = target["lun"]
     assert set(target) == set(config.TARGET)
-    assert set(lun) - {"path", "size"} == set(config.LUN)
+    own = config.load_plugins(["file"]).backends["file"].options
+    assert own is not None
+    assert set(lun) == set(config.LUN) | {option.name for option in own}
     defaults = {field.name: field.default for field in dataclasses.fields(LunSpec)}
     for key in set(config.LUN) - {"lun", "backend", "layers"}:
         assert lun[key] == defaults[key], key
