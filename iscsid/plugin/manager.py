@@ -24,7 +24,7 @@ from typing import Any
 import pluggy
 
 from iscsid.block.device import Device
-from iscsid.errors import PluginError
+from iscsid.errors import BlockError, PluginError
 from iscsid.plugin import hookspecs
 from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, check_options, near
 
@@ -181,8 +181,7 @@ class Plugins:
 
     def wrap(self, device: Device, layer: str, options: Mapping[str, Any]) -> Device:
         """Put a layer over ``device``; closing the answer closes both. On failure ``device`` stays open."""
-        owner = self._owner(self._layers, "layer", layer)
-        values, _ = check_options(owner.info.options, options)
+        owner, values = self._options(layer, options, self._layers, "layer")
         return self._device(owner.plugin, "iscsid_filter", device=device, name=layer, options=values)
 
     def probe(self, uri: str) -> list[tuple[int, str]]:
@@ -237,9 +236,11 @@ class Plugins:
                 raise PluginError(name, f"the {kind} {name} could not be loaded: {failure.reason}")
         raise PluginError(name, f"there is no {kind} {name}{near(name, known)}")
 
-    def _options(self, backend: str, options: Mapping[str, Any]) -> tuple[_Owner, dict[str, Any]]:
+    def _options(
+        self, name: str, options: Mapping[str, Any], known: Mapping[str, _Owner] | None = None, kind: str = "back end"
+    ) -> tuple[_Owner, dict[str, Any]]:
         """Owner and converted options. Keys that are not in the schema pass: ``iscsid_prepare`` adds some."""
-        owner = self._owner(self._backends, "back end", backend)
+        owner = self._owner(self._backends if known is None else known, kind, name)
         values, problems = check_options(owner.info.options, options, strict=False)
         if problems:
             raise PluginError(owner.plugin, "; ".join(problems))
@@ -333,9 +334,14 @@ def _functions(plugin: object) -> Iterator[str]:
 
 
 def _failure(plugin: str, error: BaseException) -> PluginError:
+    """A PluginError in the words of ``error``; its type is told where the words alone do not make sense."""
     words = str(error)
-    if not isinstance(error, Exception) or not words or not isinstance(error, PluginError | OSError | ValueError):
-        words = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        words = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    elif not words:
+        words = type(error).__name__
+    elif not isinstance(error, BlockError | PluginError | ImportError):
+        words = f"{type(error).__name__}: {words}"
     failure = PluginError(plugin, words)
     failure.__cause__ = error
     return failure
