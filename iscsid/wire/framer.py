@@ -180,9 +180,11 @@ class Framer:
         if self._end - self._start < BHS_SIZE:
             return BHS_SIZE
         ahs_length, data_length = segment_lengths(self._buffer, self._start)
-        if data_length > self._max_data_segment_length:
-            return BHS_SIZE  # pdus() refuses it; no room is made for it
-        return self._header_size(ahs_length) + self._data_size(data_length)
+        size = self._header_size(ahs_length)
+        if data_length <= self._max_data_segment_length:
+            size += self._data_size(data_length)
+        # Otherwise pdus() refuses it as soon as its header is whole: no room is made for its data.
+        return size
 
     def _header_size(self, ahs_length: int) -> int:
         return BHS_SIZE + ahs_length + (DIGEST_SIZE if self._header_digest else 0)
