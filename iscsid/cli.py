@@ -1,0 +1,429 @@
+"""The command ``iscsid``: serve, check, status, sessions.
+
+What it prints is for people; ``--json`` is for programs. Lines that are there to be pasted are never wrapped, cut or
+coloured. Exit codes stand in one table, ``Exit``, and mean the same for every command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import os
+import platform
+import stat
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import sdnotify
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from iscsid import __version__, config
+from iscsid.daemon.control import ControlError, ask
+from iscsid.daemon.errors import StartError
+from iscsid.errors import ConfigError, IscsidError
+from iscsid.plugin.manager import Plugins
+from iscsid.plugin.manager import load as load_plugins
+from iscsid.specs import LunSpec, PortalSpec, ServerSpec, TargetSpec
+
+DEMO_TARGET = "iqn.2026-11.org.iscsid:demo"
+DEMO_PORTAL = PortalSpec("127.0.0.1")
+DEMO_SIZE = 1 << 30
+WIDE = 240  # columns where nobody looks at a screen: a table in a pipe or a journal is not folded
+
+
+class Exit(enum.IntEnum):
+    """The exit codes."""
+
+    OK = 0
+    FAILED = 1  # an error of ours, or the server ended badly
+    USAGE = 2  # the command line (click's own code)
+    CONFIG = 3  # the configuration is refused
+    START = 4  # the server cannot start: address in use, medium not there, one is running already
+    NO_SERVER = 5  # there is no server to ask, or it does not answer
+
+
+EXITS: dict[type[IscsidError], Exit] = {
+    ConfigError: Exit.CONFIG,
+    StartError: Exit.START,
+    ControlError: Exit.NO_SERVER,
+    IscsidError: Exit.FAILED,
+}
+
+
+class Commands(click.Group):
+    """A group whose commands may raise any error of ours: it is told on stderr, with the exit code of its kind."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except IscsidError as error:
+            if isinstance(error, ConfigError):
+                many = len(error.problems)
+                click.echo(f"{error}\n{many} {'problem' if many == 1 else 'problems'}", err=True)
+            else:
+                click.echo(f"iscsid: {error}", err=True)
+            ctx.exit(next(code for kind, code in EXITS.items() if isinstance(error, kind)))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="iscsid")
+def main() -> None:
+    """An iSCSI storage server of many processes, with storage back ends as plugins.
+
+    \b
+    Exit codes: 0 well, 1 failed, 2 bad command line, 3 bad configuration,
+    4 the server cannot start, 5 there is no server to ask.
+    """
+
+
+# -- serve and check ---------------------------------------------------------------------------------------------------
+
+
+def _read_portals(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[PortalSpec, ...]:
+    try:
+        return tuple(config.portal(value) for value in values)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+@main.command()
+@click.option("-c", "--config", "file", metavar="FILE", help="What to serve; without it a demo disk is served.")
+@click.option(
+    "-p",
+    "--portal",
+    "portals",
+    metavar="HOST:PORT",
+    multiple=True,
+    callback=_read_portals,
+    help="Listen here instead; may be repeated.",
+)
+def serve(file: str | None, portals: tuple[PortalSpec, ...]) -> None:
+    """Serve, in the foreground, until SIGTERM or Ctrl-C.
+
+    Without a configuration file it serves a RAM disk of 1 GiB on 127.0.0.1:3260 and tells how to use it.
+    """
+    from iscsid.daemon import supervisor  # the whole server, which the other commands need not wait for
+
+    spec, plugins = demo() if file is None else config.load(file)
+    if portals:
+        spec = dataclasses.replace(spec, portals=portals)
+    _tell_failures(plugins)
+    console = _console()
+
+    ready = False
+
+    def started(told: supervisor.Started) -> None:
+        nonlocal ready
+        ready = True
+        portals = [str(portal) for portal in told.portals]
+        print_started(console, spec, portals, len(told.pids), guide=file is None or console.is_terminal)
+
+    code = supervisor.serve(spec, plugins, notify=_notifier(), started=started)
+    click.get_current_context().exit(code if ready or code == Exit.OK else Exit.START)
+
+
+@main.command()
+@click.argument("file")
+def check(file: str) -> None:
+    """Tell what is wrong with a configuration FILE, or what it serves."""
+    spec, plugins = config.load(file)
+    _tell_failures(plugins)
+    console = _console()
+    print_served(console, spec, [str(portal) for portal in spec.portals])
+    units = sum(len(target.luns) for target in spec.targets)
+    console.print(f"{file}: targets: {len(spec.targets)}, logical units: {units}; nothing is wrong", soft_wrap=True)
+
+
+def demo() -> tuple[ServerSpec, Plugins]:
+    """What is served where no file says: a RAM disk, for this host only."""
+    folder = user_runtime_dir()
+    lun = LunSpec(0, "ram", {"size": DEMO_SIZE}, serial="ISCSIDDEMO000001", product="DEMO-DISK")
+    target = TargetSpec(DEMO_TARGET, (lun,), alias="iscsid demo disk")
+    spec = ServerSpec(
+        portals=(DEMO_PORTAL,), targets=(target,), runtime_dir=str(folder), state_dir=str(folder / "state")
+    )
+    make_private(folder)
+    return spec, load_plugins(["ram"])
+
+
+def user_runtime_dir() -> Path:
+    """Where a demo server of this user keeps its socket: what XDG gives the user, or a folder in /tmp."""
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(given) and os.path.isdir(given):
+        return Path(given) / "iscsid-server-demo"
+    return Path(tempfile.gettempdir()) / f"iscsid-server-demo-{os.getuid()}"
+
+
+def make_private(folder: Path) -> None:
+    """Make ``folder``, or find it ours: in /tmp anybody may have made it first. Raises StartError."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise StartError(f"{folder}: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise StartError(f"{folder}: is not a folder that only this user may write to")
+
+
+def _notifier() -> Callable[[str], None]:
+    """Tells systemd how the server is, where systemd asked to be told."""
+    if not os.environ.get("NOTIFY_SOCKET"):
+        return lambda state: None
+    return sdnotify.SystemdNotifier().notify  # type: ignore[no-any-return]
+
+
+def _tell_failures(plugins: Plugins) -> None:
+    for failure in plugins.failures:
+        click.echo(f"iscsid: warning: {failure}", err=True)
+
+
+# -- status and sessions -----------------------------------------------------------------------------------------------
+
+
+def _asks(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that asks a running server."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print the server's answer, for programs.")(command)
+    command = click.option("-d", "--runtime-dir", metavar="DIR", help="The runtime_dir of the server to ask.")(command)
+    return click.option("-c", "--config", "file", metavar="FILE", help="The configuration of the server to ask.")(
+        command
+    )
+
+
+@main.command()
+@_asks
+def status(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
+    """Show a running server, its workers and their load."""
+    answer = ask_server("status", file, runtime_dir)
+    click.echo(json.dumps(answer, indent=2)) if as_json else print_status(_console(), answer)
+
+
+@main.command()
+@_asks
+def sessions(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
+    """Show who is logged in to a running server."""
+    answer = ask_server("sessions", file, runtime_dir)
+    click.echo(json.dumps(answer, indent=2)) if as_json else print_sessions(_console(), answer)
+
+
+def ask_server(command: str, file: str | None, runtime_dir: str | None) -> dict[str, Any]:
+    """Ask the server that is meant: the one named, else the host's, else this user's demo."""
+    if runtime_dir is not None:
+        return ask(runtime_dir, command)
+    if file is not None:
+        return ask(config.load(file)[0].runtime_dir, command)
+    try:
+        return ask(ServerSpec().runtime_dir, command)
+    except ControlError as error:
+        folder = user_runtime_dir()
+        if not folder.exists():
+            raise
+        try:
+            return ask(str(folder), command)
+        except ControlError:
+            raise error from None
+
+
+# -- the screen --------------------------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: 1536 is "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} PiB"
+
+
+def print_served(console: Console, spec: ServerSpec, portals: Sequence[str]) -> None:
+    """What is served, and where."""
+    table = _table("TARGET", "LUN", "BACK END", "MEDIUM", "", right=("LUN",))
+    for target in spec.targets:
+        for lun in target.luns:
+            table.add_row(*map(Text, (target.name, str(lun.lun), lun.backend, _medium(lun), _remarks(lun))))
+        if not target.luns:
+            table.add_row(Text(target.name), Text(""), Text(""), Text("no logical unit"))
+    if spec.targets:
+        console.print(table)
+    console.print(Text(f"on {', '.join(portals)}"), soft_wrap=True)
+
+
+def _medium(lun: LunSpec) -> str:
+    """A back end's options in short; those that nobody gave are left out."""
+    parts: list[str] = []
+    for key, value in lun.options.items():
+        if value is None or value is False:
+            continue
+        if key == "path":
+            parts.insert(0, str(value))
+        else:
+            parts.append(size_text(value) if key == "size" else key if value is True else f"{key}={value}")
+    return ", ".join(parts)
+
+
+def _remarks(lun: LunSpec) -> str:
+    remarks = ["read-only"] if lun.readonly else []
+    remarks += [f"blocks of {lun.block_size}"] if lun.block_size else []
+    remarks += [f"through {', '.join(layer.layer for layer in lun.layers)}"] if lun.layers else []
+    return ", ".join(remarks)
+
+
+def print_started(console: Console, spec: ServerSpec, portals: Sequence[str], workers: int, *, guide: bool) -> None:
+    """What a server says when it is ready; ``guide`` adds how to connect."""
+    processes = "1 worker process" if workers == 1 else f"{workers} worker processes"
+    console.print(Text(f"iscsid {__version__} serves with {processes}", style="bold"))
+    print_served(console, spec, portals)
+    units = [(target.name, lun.lun) for target in spec.targets for lun in target.luns]
+    if guide and units and portals:
+        for heading, lines in connecting(portals[0], *units[0]):
+            console.print()
+            console.print(Text(heading, style="bold"), soft_wrap=True)
+            for line in lines:
+                console.print(Text(f"  {line}"), soft_wrap=True)
+        console.print()
+        console.print(
+            "Ctrl-C stops the server; `iscsid status` and `iscsid sessions` show what it does.", soft_wrap=True
+        )
+
+
+def connecting(portal: str, target: str, lun: int) -> list[tuple[str, list[str]]]:
+    """How to use a unit from elsewhere: headings, and the lines to paste under each."""
+    spec = config.portal(portal)
+    if spec.host in ("0.0.0.0", "::"):
+        spec = PortalSpec(platform.node() or "localhost", spec.port)
+    where = str(spec)
+    return [
+        (
+            "Linux, as root, with open-iscsi",
+            [
+                f"iscsiadm -m discovery -t sendtargets -p {where}",
+                f"iscsiadm -m node -T {target} -p {where} --login",
+                "lsblk -S",
+                f"iscsiadm -m node -T {target} -p {where} --logout",
+            ],
+        ),
+        (
+            "Windows, in a PowerShell of an administrator",
+            [
+                "Start-Service MSiSCSI",
+                f"New-IscsiTargetPortal -TargetPortalAddress {spec.host} -TargetPortalPortNumber {spec.port}",
+                f"Connect-IscsiTarget -NodeAddress {target}",
+                "Get-Disk | Where-Object BusType -eq iSCSI",
+                f"Disconnect-IscsiTarget -NodeAddress {target} -Confirm:$false",
+            ],
+        ),
+        (
+            "QEMU and libiscsi, on any system, without root",
+            [
+                f"iscsi-ls -s iscsi://{where}",
+                f"qemu-img info iscsi://{where}/{target}/{lun}",
+                f"qemu-system-x86_64 -m 2G -drive file=iscsi://{where}/{target}/{lun},format=raw,if=virtio",
+            ],
+        ),
+        (
+            "macOS, which has no initiator of its own: with iscsi-osx's iSCSIInitiator",
+            [
+                f"iscsictl add target {target},{where}",
+                f"iscsictl login {target}",
+                "iscsictl list luns",
+                f"iscsictl logout {target}",
+            ],
+        ),
+    ]
+
+
+def print_status(console: Console, answer: Mapping[str, Any]) -> None:
+    """The answer to ``status``: the server in a few lines, then its workers."""
+    state = f"iscsid {answer['version']}, pid {answer['pid']}: {answer['phase']} for {duration_text(answer['uptime'])}"
+    console.print(Text(state, style="bold"), soft_wrap=True)
+    console.print(Text(f"portals    {', '.join(answer['portals'])}"), soft_wrap=True)
+    for target in answer["targets"]:
+        luns = ", ".join(f"{lun['lun']} {lun['backend']}" for lun in target["luns"])
+        console.print(Text(f"target     {target['name']} (LUN {luns})" if luns else f"target     {target['name']}"))
+    counts = ", ".join(f"{count} {state}" for state, count in answer["sessions"].items() if count)
+    console.print(Text(f"sessions   {counts or 'none'}; connections before their login: {answer['callers']}"))
+    if answer["refused"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in answer["refused"].items())
+        console.print(Text(f"refused    {reasons}"), soft_wrap=True)
+    console.print()
+    columns = ("WORKER", "PID", "STATE", "SESSIONS", "COMMANDS", "READ", "WRITTEN", "CPU", "MEMORY", "REPLACED")
+    table = _table(*columns, right=[name for name in columns if name != "STATE"])
+    for worker in answer["workers"]:
+        table.add_row(*map(Text, _worker_row(worker)))
+    console.print(table)
+
+
+def _worker_row(worker: Mapping[str, Any]) -> list[str]:
+    """A worker that is dead just now has no figures."""
+    alive = worker["pid"] is not None
+    return [
+        str(worker["index"]),
+        str(worker["pid"]) if alive else "",
+        worker["state"],
+        str(worker["sessions"]),
+        f"{worker['commands']:,}" if alive else "",
+        size_text(worker["read_bytes"]) if alive else "",
+        size_text(worker["written_bytes"]) if alive else "",
+        f"{worker['cpu_percent']:.0f}%" if alive else "",
+        size_text(worker["rss"]) if alive else "",
+        str(worker["replaced"]),
+    ]
+
+
+def print_sessions(console: Console, answer: Mapping[str, Any]) -> None:
+    """The answer to ``sessions``: a line each, in the order in which they came."""
+    if not answer["sessions"]:
+        console.print("Nobody is logged in.")
+        return
+    right = ("TSIH", "WORKER", "COMMANDS", "READ", "WRITTEN")
+    table = _table("TSIH", "INITIATOR", "FROM", "TARGET", "STATE", "SINCE", *right[1:], right=right)
+    for session in answer["sessions"]:
+        row = (
+            str(session["tsih"]),
+            printable(session["initiator"]),
+            session["peer"],
+            printable(session["target"]) or "(discovery)",
+            session["state"],
+            duration_text(session["seconds"]),
+            str(session["worker"]),
+            f"{session['commands']:,}",
+            size_text(session["read_bytes"]),
+            size_text(session["written_bytes"]),
+        )
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def printable(text: str) -> str:
+    """What an initiator said of itself, with nothing in it that would steer a terminal."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds for people: 3725 is "1h 2m"; no more than two units."""
+    whole = int(seconds)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    parts: list[tuple[int, str]] = [(days, "d"), (hours, "h"), (minutes, "m"), (whole % 60, "s")]
+    while len(parts) > 1 and parts[0][0] == 0:
+        parts.pop(0)
+    return " ".join(f"{amount}{unit}" for amount, unit in parts[:2])

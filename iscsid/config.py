@@ -29,7 +29,7 @@ from iscsid.text.names import normalize
 
 DEFAULT_PORT = 3260
 MAX_FILE_SIZE = 16 << 20  # a configuration of thousands of targets is a few hundred KiB
-MAX_RUNTIME_DIR = 80
+MAX_RUNTIME_DIR = 94  # bytes: the control socket in it has an address of at most 107 (unix(7))
 MAX_LUN = 0x3FFF  # what flat space addressing can name (SAM-5 4.7.7.3)
 
 Read = Callable[[Any], Any]  # a value of TOML -> the value of the spec; ValueError says what is wrong
@@ -129,7 +129,7 @@ def folder(value: Any) -> str:
 
 
 def runtime_folder(value: Any) -> str:
-    """As ``folder``, and short: the control socket in it has an address of at most 107 bytes (unix(7))."""
+    """As ``folder``, and short."""
     path = folder(value)
     if len(path.encode()) > MAX_RUNTIME_DIR:
         raise ValueError(f"has at most {MAX_RUNTIME_DIR} bytes: a longer path leaves no room for the socket in it")

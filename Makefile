@@ -1,0 +1,49 @@
+# Two commands: `make serve` serves a disk, `make test` tests everything. Each first installs what it needs, on a
+# Debian 12 that has git, make and python3 (3.11 or later).
+#
+#   make serve                   a RAM disk on 127.0.0.1:3260, and the lines to use it with
+#   make serve CONFIG=my.toml    what the file says
+#   make test ARGS="-k wire"     ARGS go to pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?=
+ARGS ?=
+
+# The foreign programs that judge our protocol, with the tools that the tests make disks with. Debian packages.
+JUDGES := libiscsi-bin qemu-utils fio tgt istgt e2fsprogs util-linux
+
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+APT := DEBIAN_FRONTEND=noninteractive $(ROOT) apt-get -qq -o=Dpkg::Use-Pty=0
+
+.PHONY: serve test judges clean
+
+serve: $(VENV)/.installed
+	exec $(VENV)/bin/python -m iscsid serve $(if $(CONFIG),-c "$(CONFIG)")
+
+test: $(VENV)/.installed-dev judges
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+# Debian takes ensurepip out of python3 and puts it into python3-venv.
+$(VENV)/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "iscsid needs Python 3.11 or later: make PYTHON=...")'
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(APT) update && $(APT) install --no-install-recommends python3-venv; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+# Without them the tests that need one are skipped, aloud; ISCSID_JUDGES=all makes them fail instead.
+judges:
+	@missing="$$(for name in $(JUDGES); do dpkg-query -W -f='$${db:Status-Status}' $$name 2>/dev/null | grep -qx installed || echo $$name; done)"; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	echo "installing" $$missing; \
+	$(APT) update && $(APT) install --no-install-recommends $$missing
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
