@@ -1,0 +1,111 @@
+"""The targets of one worker: their devices opened through the plugins, guarded, and made logical units."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from iscsid.block.device import Support
+from iscsid.block.guard import Guarded
+from iscsid.daemon.boot import WorkerBoot
+from iscsid.errors import BlockError, Fault, IscsidError
+from iscsid.scsi.lu import Identity, LogicalUnit
+from iscsid.specs import LunSpec, TargetSpec
+from iscsid.target.node import TargetNode
+from iscsid.text.keys import TARGET_OFFERS
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0  # how long writes go to the pool after the loop has waited for a medium
+
+
+class NodeError(IscsidError):
+    """A device cannot be opened; the message names target, LUN and reason."""
+
+
+class Nodes:
+    """Every target that this worker serves, by name. Raises NodeError when one cannot be opened."""
+
+    def __init__(self, boot: WorkerBoot) -> None:
+        self.by_name: dict[str, TargetNode] = {}
+        self._slow: list[tuple[Guarded, Callable[[memoryview, int], None]]] = []
+        self._slow_until = 0.0
+        try:
+            for target in boot.spec.targets:
+                if boot.serves(target.name):
+                    self.by_name[target.name] = _open_target(boot, target)
+        except NodeError:
+            self.close()
+            raise
+
+    def stalled(self, now: float) -> None:
+        """The loop has waited for a medium: send buffered writes to the pool for a while, from every session.
+
+        A buffered write costs a copy as long as the kernel has room for dirty pages, and waits for the disk when it has
+        not; nothing tells beforehand which it will be.
+        """
+        self._slow_until = now + RETRY_SECONDS
+        if self._slow:
+            return
+        for node in self.by_name.values():
+            for device in node.devices():
+                if not device.inline and device.can.write_nowait is Support.NATIVE:
+                    self._slow.append((device, device.write_now))
+                    device.write_now = _later
+
+    def tick(self, now: float) -> None:
+        """Let writes back into the loop when the time is up."""
+        if self._slow and now >= self._slow_until:
+            for device, write_now in self._slow:
+                device.write_now = write_now
+            self._slow.clear()
+
+    def flush(self) -> None:
+        """Put everything that was written on its medium; what fails is logged."""
+        for node in self.by_name.values():
+            for device in node.devices():
+                try:
+                    device.flush()
+                except (BlockError, OSError) as error:
+                    log.error("%s: flush failed: %s", node.name, error)
+
+    def close(self) -> None:
+        """Close every device."""
+        for node in self.by_name.values():
+            for device in node.devices():
+                try:
+                    device.close()
+                except (BlockError, OSError) as error:
+                    log.error("%s: close failed: %s", node.name, error)
+        self.by_name.clear()
+
+
+def _later(_data: memoryview, _offset: int) -> None:
+    raise BlockingIOError
+
+
+def _open_target(boot: WorkerBoot, target: TargetSpec) -> TargetNode:
+    units: dict[int, LogicalUnit] = {}
+    for lun in target.luns:
+        try:
+            units[lun.lun] = _open_unit(boot, target, lun)
+        except (IscsidError, OSError) as error:
+            raise NodeError(f"{target.name} LUN {lun.lun}: {error}") from error
+    offers = {**TARGET_OFFERS, **target.parameters}
+    return TargetNode(target.name, units, alias=target.alias, offers=offers)
+
+
+def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec) -> LogicalUnit:
+    options = boot.prepared.get((target.name, lun.lun), lun.options)
+    role = "readonly" if lun.readonly else "owner" if target.name in boot.owners else "worker"
+    device = boot.plugins.open(lun.backend, options, role)
+    for layer in lun.layers:
+        device = boot.plugins.wrap(device, layer.layer, layer.options)
+    guarded = Guarded(device, block_size=lun.block_size, readonly=lun.readonly)
+    if guarded.size >> 64:
+        raise BlockError(Fault.INVALID, "larger than an initiator can address")
+    if guarded.serialised:
+        guarded.lock = threading.Lock()
+    name = f"{target.name},L,0x{lun.lun:016x}"
+    return LogicalUnit(guarded, Identity(lun.serial, name, lun.vendor, lun.product))

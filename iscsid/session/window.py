@@ -1,0 +1,66 @@
+"""Which commands may come on a session, and in which order they are taken (RFC 7143 4.2.2.1).
+
+The window is what keeps a session's commands bounded: ``size`` commands may be unfinished, and MaxCmdSN tells the
+initiator how many more may follow. ``active`` counts those that were taken and not yet answered; its owner changes it.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+from iscsid import serial
+
+
+class Numbered(Protocol):
+    """A request PDU with a command sequence number."""
+
+    cmd_sn: int
+
+
+Request = TypeVar("Request", bound=Numbered)
+
+
+class CommandWindow(Generic[Request]):
+    """The target's command numbering.
+
+    Attributes:
+        exp_cmd_sn: the next CmdSN to be taken (ExpCmdSN).
+        size: how many commands may be unfinished at once.
+        active: how many are.
+    """
+
+    __slots__ = ("_held", "active", "exp_cmd_sn", "size")
+
+    def __init__(self, exp_cmd_sn: int, size: int) -> None:
+        self.exp_cmd_sn = exp_cmd_sn
+        self.size = size
+        self.active = 0
+        self._held: dict[int, Request] = {}
+
+    @property
+    def max_cmd_sn(self) -> int:
+        """The last CmdSN that may come now. It never moves back: taking a command moves both ends of the window."""
+        return (self.exp_cmd_sn + self.size - self.active - 1) & serial.MASK
+
+    def place(self, request: Request) -> bool:
+        """Take ``request``, hold it for its turn, or ignore it; return whether it is to be executed now.
+
+        What lies outside the window, or came before, is ignored without an answer, as the RFC asks. A held request
+        must own its data: the caller copies it before.
+        """
+        ahead = serial.distance(self.exp_cmd_sn, request.cmd_sn)
+        if ahead == 0:
+            self.exp_cmd_sn = serial.add(request.cmd_sn, 1)
+            return True
+        if ahead < self.size - self.active and request.cmd_sn not in self._held:
+            self._held[request.cmd_sn] = request
+        return False
+
+    def next_held(self) -> Request | None:
+        """Take the held request whose turn has come, if there is one."""
+        if not self._held:
+            return None
+        request = self._held.pop(self.exp_cmd_sn, None)
+        if request is not None:
+            self.exp_cmd_sn = serial.add(self.exp_cmd_sn, 1)
+        return request

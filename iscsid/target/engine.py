@@ -1,0 +1,404 @@
+"""What a session of a target does: iSCSI requests in, SCSI commands executed, answers out. Still without I/O.
+
+``receive`` is called with bytes in the framer's buffer and executes everything that they hold; ``sent`` when the
+socket has taken what waited in the outbox. A command whose data is at hand is finished inside ``receive``, the others
+go to the pool through ``submit`` and are finished when it reports.
+
+Nothing here knows a socket, a thread or a clock, and nothing outside joins ``session`` with ``scsi``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from iscsid.block.guard import Guarded
+from iscsid.errors import BlockError, RejectError, ScsiError
+from iscsid.scsi.absent import AbsentUnit
+from iscsid.scsi.lu import LogicalUnit
+from iscsid.scsi.plan import Job, Read, Reply, Write
+from iscsid.session.connection import Established, TargetConnection
+from iscsid.session.transfer import Segment
+from iscsid.target.answers import Answers
+from iscsid.target.data_in import QUEUE_LIMIT, DataInQueue, ReadTask
+from iscsid.target.data_out import DataOutCollector, WriteTask
+from iscsid.target.management import TaskManager
+from iscsid.target.node import Nexus, TargetNode
+from iscsid.target.task import Done, Submit, Task, TaskSet
+from iscsid.target.textual import TextExchange
+from iscsid.text.codec import Pair
+from iscsid.wire.const import FINAL, READ, WRITE, LogoutReason, LogoutResponseCode, RejectReason
+from iscsid.wire.framer import DamagedPdu
+from iscsid.wire.pdu import (
+    LogoutRequest,
+    LogoutResponse,
+    ScsiCommand,
+    ScsiDataOut,
+    TaskManagementRequest,
+    TextRequest,
+)
+
+Data = bytes | bytearray
+
+AnswerText = Callable[["Engine", Sequence[Pair]], Sequence[Pair]]
+
+INLINE_COST = 1 << 18  # bytes of medium that a job may touch in the worker's loop
+_DIRECTION = int(FINAL | READ | WRITE)
+_WHOLE_READ = int(FINAL | READ)  # a read, and no unsolicited data
+_WHOLE_WRITE = int(FINAL | WRITE)  # a write whose data is all in the command, if it is all there
+
+
+class Engine:
+    """One session.
+
+    Args:
+        connection: its connection, in the login phase.
+        node_of: the target node for a name, asked once when the login is over; None for a discovery session.
+        answer_text: what answers the pairs of a Text Request.
+        submit: the pool.
+        established: called once, when full feature phase begins.
+
+    Attributes:
+        node: the target, None in a discovery session and before the login is over.
+        closed: the session is over; whatever the pool still reports is dropped.
+        commands, read_bytes, written_bytes: what the session has done.
+    """
+
+    def __init__(
+        self,
+        connection: TargetConnection,
+        node_of: Callable[[str], TargetNode],
+        answer_text: AnswerText,
+        submit: Submit,
+        established: Callable[[Engine], None],
+    ) -> None:
+        self.connection = connection
+        self.node: TargetNode | None = None
+        self.closed = False
+        self.read_bytes = 0
+        self.written_bytes = 0
+        self.commands = 0
+        self._node_of = node_of
+        self._text = TextExchange(connection, lambda pairs: answer_text(self, pairs))
+        self._submit_to_pool = submit
+        self._established = established
+        self.tasks = TaskSet(connection)
+        self._answers = Answers(connection)
+        self._data_in = DataInQueue(connection, self.tasks, self._answers, self._submit)
+        self._data_out = DataOutCollector(connection, self.tasks, self._answers)
+        self._management = TaskManager(connection, self.tasks, self.abort)
+        self._units: Mapping[int, LogicalUnit] = {}
+        self._absent = AbsentUnit()
+        self._nexus = Nexus()
+        self._in_flight = 0  # calls in the pool
+        self._when_idle: list[Callable[[], None]] = []
+        self._longest_read = 0  # what fits into one Data-In PDU
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Established: self._on_established,
+            ScsiCommand: self._on_command,
+            ScsiDataOut: self._data_out.data_out,
+            TaskManagementRequest: self._management.request,
+            TextRequest: self._text.request,
+            LogoutRequest: self._on_logout,
+            DamagedPdu: self._data_out.damaged,
+        }
+        self._starters: dict[type, Callable[[ScsiCommand, LogicalUnit, Any], None]] = {
+            Read: self._read,
+            Write: self._write,
+            Reply: self._reply,
+            Job: self._job,
+        }
+
+    # --- what the worker calls --------------------------------------------------------------------------------------
+
+    def receive(self, count: int) -> None:
+        """Execute what ``count`` more bytes in the framer's buffer complete.
+
+        Raises RemoteProtocolError when the connection is to be closed after what is in the outbox was sent.
+        """
+        connection = self.connection
+        connection.framer.received(count)
+        handlers = self._handlers
+        for event in connection.events():
+            try:
+                handlers[type(event)](event)
+            except RejectError as error:
+                if isinstance(event, Established):
+                    raise
+                connection.reject(error.reason, event.header if isinstance(event, DamagedPdu) else event.pack())
+                if error.fatal:
+                    raise
+
+    def sent(self) -> None:
+        """The outbox has shrunk: go on with the reads that waited for that."""
+        self._data_in.pump()
+
+    def close(self) -> None:
+        """The session is over; nothing more is sent, and what runs in the pool ends unheard."""
+        self.closed = True
+        for task in self.tasks:
+            task.aborted = True
+        self.connection.outbox.clear()
+
+    @property
+    def busy(self) -> bool:
+        """Commands are unfinished, or answers wait to be sent."""
+        return bool(len(self.tasks) or self.connection.outbox.queued)
+
+    def renegotiate(self, key: str, value: str) -> Sequence[Pair]:
+        """Answer a key, other than SendTargets, of a Text Request."""
+        return self.connection.renegotiate(key, value)
+
+    def when_idle(self, then: Callable[[], None]) -> None:
+        """Call ``then``, at once or later, when nothing of a closed session runs in the pool any more.
+
+        A write that is still in the pool when its session ends must not overtake those of the session's successor.
+        """
+        if self._in_flight:
+            self._when_idle.append(then)
+        else:
+            then()
+
+    def abort(self, task: Task) -> None:
+        """Stop a task: it is never answered, and it leaves the set when nothing of it runs any more."""
+        task.aborted = True
+        if task.running:
+            return
+        if isinstance(task, WriteTask):
+            self._data_out.end(task)
+        elif isinstance(task, ReadTask):
+            self._data_in.abort(task)
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def _on_established(self, _: Established) -> None:
+        parameters = self.connection.parameters
+        self._longest_read = min(parameters.peer_max_recv_data_segment_length, parameters.max_burst_length)
+        if parameters.target_name:
+            node = self.node = self._node_of(parameters.target_name)
+            self._units = node.units
+            self._nexus = node.nexus(parameters.initiator_name, parameters.isid)
+        self._established(self)
+
+    def _on_command(self, command: ScsiCommand) -> None:
+        unit = self._units.get(command.lun)
+        self.commands += 1
+        if unit is None:
+            self._on_absent(command)
+            return
+        try:
+            plan = unit.plan(command.cdb, self._nexus)
+        except (ScsiError, BlockError, OSError) as error:
+            self._refuse(command, error)
+            return
+        self._starters[type(plan)](command, unit, plan)
+
+    def _on_absent(self, command: ScsiCommand) -> None:
+        """A command to a LUN that there is not."""
+        if self.node is None:
+            raise RejectError(RejectReason.PROTOCOL_ERROR, "a SCSI command in a discovery session")
+        try:
+            plan = self._absent.plan(command.cdb, self._nexus)
+        except ScsiError as error:
+            self._refuse(command, error)
+            return
+        assert isinstance(plan, Reply)
+        data = plan.data
+        self._after_unsolicited(command, lambda: self._deliver(command, data))
+
+    def _on_logout(self, request: LogoutRequest) -> None:
+        """Close the session, which is also what closing its only connection does (section 11.14)."""
+        connection = self.connection
+        if request.reason == LogoutReason.REMOVE_CONNECTION_FOR_RECOVERY:
+            code = LogoutResponseCode.RECOVERY_NOT_SUPPORTED
+        elif request.reason == LogoutReason.CLOSE_CONNECTION and request.cid != connection.parameters.cid:
+            code = LogoutResponseCode.CID_NOT_FOUND
+        else:
+            code = LogoutResponseCode.CLOSED
+            for task in self.tasks:
+                self.abort(task)
+            connection.closing = True
+        connection.send(LogoutResponse(response=code, initiator_task_tag=request.initiator_task_tag))
+
+    # --- plans ------------------------------------------------------------------------------------------------------
+
+    def _read(self, command: ScsiCommand, unit: LogicalUnit, plan: Read) -> None:
+        length = plan.length
+        flags = command.flags
+        connection = self.connection
+        if (
+            length == command.expected_data_transfer_length
+            and length <= self._longest_read
+            and flags & _DIRECTION == _WHOLE_READ
+            and connection.outbox.queued < QUEUE_LIMIT
+        ):
+            device = unit.device
+            try:
+                if device.lends and not connection.data_digest:
+                    connection.data_in_lend(command.initiator_task_tag, device.view(plan.offset, length))
+                else:
+                    device.read_now(connection.data_in_room(length), plan.offset)
+                    connection.data_in_commit(command.initiator_task_tag, length)
+                self.read_bytes += length
+                return
+            except BlockingIOError:
+                pass
+            except (BlockError, OSError) as error:
+                self._answers.fail(command, error)
+                return
+        allowed = command.expected_data_transfer_length if flags & READ else 0
+        self.read_bytes += min(length, allowed)
+        if not allowed or flags & WRITE or not flags & FINAL:
+            # The initiator does not take the data at all: GOOD, and the residual tells (11.4.5).
+            self._after_unsolicited(command, lambda: self._answers.good(command, length))
+        else:
+            self._data_in.read(command, unit.device, plan.offset, length, allowed)
+
+    def _write(self, command: ScsiCommand, unit: LogicalUnit, plan: Write) -> None:
+        length = plan.length
+        data = command.data
+        flags = command.flags
+        self.written_bytes += length
+        if (
+            len(data) == length
+            and length == command.expected_data_transfer_length
+            and flags & _DIRECTION == _WHOLE_WRITE
+            and not plan.fua
+        ):
+            try:
+                # Data that is there is a slice of the receive buffer.
+                unit.device.write_now(data, plan.offset)  # type: ignore[arg-type]
+                self.connection.good(command.initiator_task_tag)
+                return
+            except BlockingIOError:
+                pass
+            except (BlockError, OSError) as error:
+                self._answers.fail(command, error, writes=True)
+                return
+        self._write_later(command, unit, plan)
+
+    def _write_later(self, command: ScsiCommand, unit: LogicalUnit, plan: Write) -> None:
+        """A write that takes several PDUs, the pool, or has a residual."""
+        device = unit.device
+        allowed = command.expected_data_transfer_length if command.flags & WRITE else 0
+        # Blocks that are not whole are not written; the residual says so.
+        wanted = min(plan.length, allowed - allowed % device.block_size)
+
+        def write(task: WriteTask, data: memoryview) -> bytes:
+            if data:
+                device.write(data, plan.offset + task.gathered_start, plan.fua)
+            elif plan.fua and wanted:
+                device.flush()
+            return b""
+
+        def finish(task: WriteTask) -> None:
+            gathered = memoryview(task.gathered)
+            if (gathered or plan.fua) and not device.inline:
+                self._in_pool(task, device, lambda: write(task, gathered), plan.length, writes=True)
+            else:
+                self._conclude(task, lambda: write(task, gathered), plan.length, writes=True)
+
+        streams = device if not plan.fua else None
+        self._data_out.collect(command, wanted, finish, streams, plan.offset)
+
+    def _reply(self, command: ScsiCommand, _: LogicalUnit, plan: Reply) -> None:
+        self._after_unsolicited(command, lambda: self._deliver(command, plan.data))
+
+    def _job(self, command: ScsiCommand, unit: LogicalUnit, plan: Job) -> None:
+        """Gather the parameters, then run the job here or in the pool."""
+        allowed = command.expected_data_transfer_length if command.flags & WRITE else 0
+        device = unit.device
+        here = device.inline and plan.cost <= INLINE_COST
+
+        def finish(task: WriteTask) -> None:
+            parameters = memoryview(task.gathered)
+            length = plan.parameter_length
+            if here:
+                self._conclude(task, lambda: plan.run(parameters), length, writes=plan.writes)
+            else:
+                self._in_pool(task, device, lambda: plan.run(parameters), length, writes=plan.writes)
+
+        self._data_out.collect(command, min(plan.parameter_length, allowed), finish)
+
+    # --- ends -------------------------------------------------------------------------------------------------------
+
+    def _deliver(self, command: ScsiCommand, data: Data) -> None:
+        """GOOD with ``data``, cut to what the initiator expects."""
+        expected = command.expected_data_transfer_length
+        length = min(len(data), expected if command.flags & READ else 0)
+        if not length:
+            self._answers.good(command, len(data))
+        elif length <= self._longest_read and self.connection.outbox.queued < QUEUE_LIMIT:
+            segment = Segment(0, length, 0, final=True, last=True)
+            self.connection.data_in(command.initiator_task_tag, segment, memoryview(data)[:length], expected, len(data))
+        else:
+            self._data_in.reply(command, data, length)
+
+    def _refuse(self, command: ScsiCommand, error: Exception) -> None:
+        """A command that fails before it moves data."""
+        self._after_unsolicited(command, lambda: self._answers.fail(command, error))
+
+    def _after_unsolicited(self, command: ScsiCommand, answer: Callable[[], None]) -> None:
+        """Answer a command that wants no data-out; unsolicited data that it announced is awaited before."""
+        if command.final:
+            answer()
+            return
+
+        def finish(task: WriteTask) -> None:
+            self._data_out.end(task)
+            answer()
+
+        self._data_out.collect(command, 0, finish)
+
+    def _conclude(self, task: WriteTask, run: Callable[[], Data], length: int, *, writes: bool) -> None:
+        """Run the last step of a task here, and answer it."""
+        result: Data = b""
+        error: Exception | None = None
+        try:
+            result = run()
+        except Exception as exc:  # answered as what it is, or as HARDWARE ERROR, and logged there
+            error = exc
+        self._answer(task, result, error, length, writes=writes)
+
+    def _in_pool(self, task: WriteTask, device: Guarded, run: Callable[[], Data], length: int, *, writes: bool) -> None:
+        """Run the last step of a task in the pool, and answer it afterwards."""
+
+        def locked() -> Data:
+            with device.lock:
+                return run()
+
+        def done(result: Data | None, error: Exception | None) -> None:
+            task.running = False
+            self._answer(task, result or b"", error, length, writes=writes)
+
+        task.running = True
+        self._submit(locked, done)
+
+    def _answer(self, task: WriteTask, result: Data, error: Exception | None, length: int, *, writes: bool) -> None:
+        self._data_out.end(task)
+        if task.aborted:
+            return
+        if error is not None:
+            self._answers.fail(task.command, error, writes=writes, sent=task.transfer.received)
+        elif result:
+            self._deliver(task.command, result)
+        else:
+            self._answers.good(task.command, length)
+
+    def _submit(self, run: Callable[[], Any], done: Done) -> None:
+        """Hand ``run`` to the pool; nothing is heard of it when the session is over by then."""
+
+        def heard(result: Any, error: Exception | None) -> None:
+            self._in_flight -= 1
+            if not self.closed:
+                done(result, error)
+            elif not self._in_flight:
+                self._tell_idle()
+
+        self._in_flight += 1
+        self._submit_to_pool(run, heard)
+
+    def _tell_idle(self) -> None:
+        for then in self._when_idle:
+            then()
+        self._when_idle.clear()

@@ -1,0 +1,94 @@
+"""One SCSI command that could not be finished in the call that brought it, and the set of them.
+
+A command that is done at once never becomes a Task. Every Task counts against the command window until ``TaskSet.end``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from iscsid.errors import RejectError
+from iscsid.session.connection import TargetConnection
+from iscsid.wire.const import RejectReason
+from iscsid.wire.pdu import ScsiCommand
+
+Run = Callable[[], Any]
+Done = Callable[[Any, Exception | None], None]
+Submit = Callable[[Run, Done], None]
+"""``submit(run, done)``: call ``run`` in a thread of the pool, then ``done(result, error)`` in the worker's loop.
+
+It never calls ``done`` before it returns.
+"""
+
+IMMEDIATE_LIMIT = 64  # unfinished immediate commands, which no window bounds (RFC 7143 4.2.2.1)
+
+
+class Task:
+    """What every unfinished command has.
+
+    Attributes:
+        command: its PDU; the data segment is not kept.
+        running: a call for it is in the pool.
+        aborted: nothing more is to be sent for it.
+    """
+
+    __slots__ = ("_on_end", "aborted", "command", "running")
+
+    def __init__(self, command: ScsiCommand) -> None:
+        self.command = command
+        self.running = False
+        self.aborted = False
+        self._on_end: list[Callable[[], None]] = []
+
+    def when_ended(self, then: Callable[[], None]) -> None:
+        """Call ``then`` when the task has left the set and nothing of it runs any more."""
+        self._on_end.append(then)
+
+    def ended(self) -> None:
+        """The set's word that the task is over."""
+        for then in self._on_end:
+            then()
+        self._on_end.clear()
+
+
+class TaskSet:
+    """The unfinished commands of one nexus, by Initiator Task Tag."""
+
+    __slots__ = ("_connection", "_immediate", "_tasks")
+
+    def __init__(self, connection: TargetConnection) -> None:
+        self._connection = connection
+        self._tasks: dict[int, Task] = {}
+        self._immediate = 0
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(list(self._tasks.values()))
+
+    def get(self, tag: int) -> Task | None:
+        return self._tasks.get(tag)
+
+    def add(self, task: Task) -> None:
+        """Take a task in. Raises RejectError for a tag that is in use, and for one immediate command too many."""
+        command = task.command
+        if command.initiator_task_tag in self._tasks:
+            raise RejectError(RejectReason.TASK_IN_PROGRESS, f"task tag {command.initiator_task_tag:#x} is in use")
+        if command.immediate:
+            if self._immediate == IMMEDIATE_LIMIT:
+                raise RejectError(RejectReason.IMMEDIATE_COMMAND_REJECT, "too many immediate commands")
+            self._immediate += 1
+        else:
+            self._connection.window.active += 1
+        self._tasks[command.initiator_task_tag] = task
+
+    def end(self, task: Task) -> None:
+        """The task is finished: its answer comes next, or was cut off by an abort."""
+        del self._tasks[task.command.initiator_task_tag]
+        if task.command.immediate:
+            self._immediate -= 1
+        else:
+            self._connection.window.active -= 1
+        task.ended()

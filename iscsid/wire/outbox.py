@@ -1,0 +1,134 @@
+"""The bytes that wait to be sent on one connection.
+
+PDUs are built where they are sent from: ``room`` hands out a stretch of a reused chunk, the caller packs a header and
+lets a device read its data straight behind it, ``commit`` makes both part of the stream. ``lend`` appends memory that
+belongs to somebody else (a RAM disk's mapping, a finished read) without copying it. ``segments`` and ``sent`` are for
+whoever owns the socket: one system call takes everything that is queued.
+
+Whoever fills the outbox looks at ``queued`` first and stops above a bound of its own: nothing here refuses to grow.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+CHUNK_SIZE = 1 << 20
+SPARE_CHUNKS = 2
+MAX_SEGMENTS = 512  # below IOV_MAX (1024): longer lists cost the kernel more than a second call
+
+
+class Outbox:
+    """Queue of outgoing bytes with in-place building.
+
+    Attributes:
+        buffer: the current chunk; ``Struct.pack_into(outbox.buffer, position, …)`` writes headers.
+        view: a memoryview of it; slices of it are what devices read into.
+        end: where the next byte goes, after a ``room`` the position that it returned.
+    """
+
+    __slots__ = ("_lent", "_ready", "_sealed", "_spare", "_start", "buffer", "chunk_size", "end", "view")
+
+    def __init__(self, chunk_size: int = CHUNK_SIZE) -> None:
+        self.chunk_size = chunk_size
+        self.buffer = bytearray(0)
+        self.view = memoryview(self.buffer)
+        self._start = 0  # first byte of the chunk that is neither sent nor in _ready
+        self.end = 0
+        self._ready: deque[memoryview] = deque()
+        self._lent = 0  # bytes in _ready
+        self._sealed: list[bytearray] = []  # full chunks of which something is still in _ready
+        self._spare: list[bytearray] = []
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait to be sent."""
+        return self._lent + self.end - self._start
+
+    def room(self, length: int) -> int:
+        """Return the position in ``buffer`` where ``length`` contiguous bytes may be built; ``commit`` follows."""
+        end = self.end
+        if end + length > len(self.buffer):
+            self._next_chunk(length)
+            return 0
+        return end
+
+    def commit(self, length: int) -> None:
+        """Append the ``length`` bytes built at the last ``room`` to the stream."""
+        self.end += length
+
+    def put(self, data: bytes | bytearray | memoryview) -> None:
+        """Append a copy of ``data``."""
+        length = len(data)
+        position = self.room(length)
+        self.buffer[position : position + length] = data
+        self.end += length
+
+    def lend(self, data: memoryview) -> None:
+        """Append ``data`` itself; it must stay valid until it was sent."""
+        end = self.end
+        start = self._start
+        if end > start:
+            self._ready.append(self.view[start:end])
+            self._lent += end - start
+            self._start = end
+        self._ready.append(data)
+        self._lent += len(data)
+
+    def segments(self) -> list[memoryview]:
+        """Return what can go out in one ``sendmsg``; empty when nothing waits."""
+        ready = self._ready
+        start = self._start
+        end = self.end
+        if not ready:
+            return [self.view[start:end]] if end > start else []
+        if end > start and len(ready) < MAX_SEGMENTS:
+            ready.append(self.view[start:end])
+            self._lent += end - start
+            self._start = end
+        if len(ready) <= MAX_SEGMENTS:
+            return list(ready)
+        return [ready[index] for index in range(MAX_SEGMENTS)]
+
+    def sent(self, count: int) -> None:
+        """Forget the first ``count`` bytes: the socket has taken them."""
+        ready = self._ready
+        if not ready:
+            self._start += count
+        elif count == self._lent:
+            ready.clear()
+            self._lent = 0
+        else:
+            self._lent -= count
+            while count:
+                first = ready[0]
+                if count < len(first):
+                    ready[0] = first[count:]
+                    return
+                count -= len(first)
+                ready.popleft()
+            return
+        if self._start == self.end and not ready:
+            self._start = self.end = 0
+            if self._sealed:
+                self._spare = self._sealed[:SPARE_CHUNKS]
+                self._sealed = []
+
+    def clear(self) -> None:
+        """Drop everything, and the borrowed memory with it."""
+        self._ready.clear()
+        self._sealed.clear()
+        self._lent = self._start = self.end = 0
+
+    def _next_chunk(self, length: int) -> None:
+        """Seal what was built and go on in a chunk with room for ``length`` bytes."""
+        if self.end > self._start:
+            self._ready.append(self.view[self._start : self.end])
+            self._lent += self.end - self._start
+        if self.buffer:
+            self._sealed.append(self.buffer)
+        if self._spare and len(self._spare[-1]) >= length:
+            self.buffer = self._spare.pop()
+        else:
+            self.buffer = bytearray(max(self.chunk_size, length))
+        self.view = memoryview(self.buffer)
+        self._start = self.end = 0
