@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import ScsiError
-from .const import NO_LOGICAL_UNIT, Opcode
-from .inquiry import DESC, EVPD, STANDARD, VERSION_SPC_4, vpd_page
-from .plan import Plan, Reply
-from .report import report_luns
-from .sense import Reason, build_sense
+from iscsid.errors import ScsiError
+from iscsid.scsi.const import NO_LOGICAL_UNIT, Opcode
+from iscsid.scsi.inquiry import DESC, EVPD, STANDARD, VERSION_SPC_4, vpd_page
+from iscsid.scsi.plan import Plan, Reply
+from iscsid.scsi.report import report_luns
+from iscsid.scsi.sense import Reason, build_sense
 
 if TYPE_CHECKING:
-    from .lu import Nexus
+    from iscsid.scsi.lu import Nexus
 
 
 class AbsentUnit:

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import inquiry, mode, report, rw
-from .const import Opcode, ServiceAction
+from iscsid.scsi import inquiry, mode, report, rw
+from iscsid.scsi.const import Opcode, ServiceAction
 
 if TYPE_CHECKING:
-    from .lu import LogicalUnit, Nexus
-    from .plan import Plan
+    from iscsid.scsi.lu import LogicalUnit, Nexus
+    from iscsid.scsi.plan import Plan
 
 Handler = Callable[["LogicalUnit", bytes, "Nexus"], "Plan"]
 

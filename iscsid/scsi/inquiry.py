@@ -10,13 +10,13 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import ScsiError
-from .const import DIRECT_ACCESS_BLOCK_DEVICE, PROTOCOL_ISCSI, Association, CodeSet, Designator
-from .plan import Plan, Reply
-from .sense import Reason, build_sense
+from iscsid.errors import ScsiError
+from iscsid.scsi.const import DIRECT_ACCESS_BLOCK_DEVICE, PROTOCOL_ISCSI, Association, CodeSet, Designator
+from iscsid.scsi.plan import Plan, Reply
+from iscsid.scsi.sense import Reason, build_sense
 
 if TYPE_CHECKING:
-    from .lu import Identity, LogicalUnit, Nexus
+    from iscsid.scsi.lu import Identity, LogicalUnit, Nexus
 
 EVPD = 0x01
 DESC = 0x01  # byte 1 of REQUEST SENSE: descriptor format

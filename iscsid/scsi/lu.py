@@ -12,18 +12,18 @@ from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..block.device import Support
-from ..errors import ScsiError
-from .commands import COMMANDS, Attention, Command, Feature, Handler
-from .plan import Plan
-from .sense import Reason
+from iscsid.block.device import Support
+from iscsid.errors import ScsiError
+from iscsid.scsi.commands import COMMANDS, Attention, Command, Feature, Handler
+from iscsid.scsi.plan import Plan
+from iscsid.scsi.sense import Reason
 
 if TYPE_CHECKING:
-    from ..block.guard import Guarded
+    from iscsid.block.guard import Guarded
 
 MAX_TRANSFER = 32 << 20  # bytes of one READ or WRITE: bounds what a command may make us hold
 MAX_WRITE_SAME = 256 << 20  # bytes of one WRITE SAME: a few seconds of a slow disk, since it cannot be interrupted
-MAX_UNMAP = 4 << 30  # bytes of one UNMAP: descriptors are cheap, but not free, on every medium
+MAX_UNMAP_BLOCKS = 1 << 20  # of one UNMAP: cheap, but not free, on every medium; libiscsi calls more insane
 MAX_UNMAP_DESCRIPTORS = 256
 
 
@@ -105,7 +105,7 @@ class LogicalUnit:
         self.features = frozenset({Feature.DISK, Feature.THIN} if thin else {Feature.DISK})
         self.max_blocks = MAX_TRANSFER >> self.shift
         self.max_write_same_blocks = MAX_WRITE_SAME >> self.shift
-        self.max_unmap_blocks = MAX_UNMAP >> self.shift
+        self.max_unmap_blocks = MAX_UNMAP_BLOCKS
         self.max_unmap_descriptors = MAX_UNMAP_DESCRIPTORS
         self.commands = tuple(
             _resolve(command, self.features) for command in COMMANDS if command.needs in self.features

@@ -9,12 +9,12 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import ScsiError
-from .plan import Plan, Reply
-from .sense import Reason
+from iscsid.errors import ScsiError
+from iscsid.scsi.plan import Plan, Reply
+from iscsid.scsi.sense import Reason
 
 if TYPE_CHECKING:
-    from .lu import LogicalUnit, Nexus
+    from iscsid.scsi.lu import LogicalUnit, Nexus
 
 DBD, LLBAA = 0x08, 0x10  # byte 1 of MODE SENSE: no block descriptors; long block descriptors are acceptable
 CHANGEABLE, SAVED = 1, 3  # PC, page control (SPC-4 6.11.1)

@@ -6,13 +6,13 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import ScsiError
-from .plan import Plan, Reply
-from .sense import Reason
+from iscsid.errors import ScsiError
+from iscsid.scsi.plan import Plan, Reply
+from iscsid.scsi.sense import Reason
 
 if TYPE_CHECKING:
-    from .commands import Command
-    from .lu import LogicalUnit, Nexus
+    from iscsid.scsi.commands import Command
+    from iscsid.scsi.lu import LogicalUnit, Nexus
 
 # -- READ CAPACITY (SBC-3 5.16, 5.17) --------------------------------------------------------------------------------
 

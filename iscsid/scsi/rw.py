@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..errors import ScsiError
-from .plan import DONE, Job, Plan, Read, Write
-from .sense import Reason
+from iscsid.errors import ScsiError
+from iscsid.scsi.plan import DONE, Job, Plan, Read, Write
+from iscsid.scsi.sense import Reason
 
 if TYPE_CHECKING:
-    from .lu import LogicalUnit, Nexus
+    from iscsid.scsi.lu import LogicalUnit, Nexus
 
 FUA = 0x08  # byte 1 of READ and WRITE (SBC-3 5.8)
 IMMED = 0x01  # byte 1 of START STOP UNIT

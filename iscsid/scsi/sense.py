@@ -11,8 +11,8 @@ import errno
 import struct
 from typing import NamedTuple
 
-from ..errors import BlockError, Fault, ScsiError
-from .const import SenseKey, Status
+from iscsid.errors import BlockError, Fault, ScsiError
+from iscsid.scsi.const import SenseKey, Status
 
 
 class Sense(NamedTuple):

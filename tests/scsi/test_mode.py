@@ -1,0 +1,150 @@
+"""MODE SENSE(6) and (10): headers, block descriptors and pages, byte by byte."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from iscsid.scsi.mode import PAGES
+from iscsid.scsi.sense import Reason
+
+RECOVERY = bytes.fromhex("01 0a") + bytes(10)  # SBC-3 6.5.8
+DISCONNECT = bytes.fromhex("02 0e") + bytes(14)  # SPC-4 7.5.9
+CACHING = bytes.fromhex("08 12 04") + bytes(17)  # SBC-3 6.5.5: WCE 1, RCD 0
+CACHING_NOT_VOLATILE = bytes.fromhex("08 12 00") + bytes(17)
+CONTROL = bytes.fromhex("0a 0a 20 10") + bytes(8)  # SPC-4 7.5.8: TST 001b, D_SENSE 0; QUEUE ALGORITHM MODIFIER 1h
+EXCEPTIONS = bytes.fromhex("1c 0a 08") + bytes(9)  # SPC-4 7.5.11: DEXCPT
+ALL = RECOVERY + DISCONNECT + CACHING + CONTROL + EXCEPTIONS
+SHORT = bytes.fromhex("00000800 00 000200")  # 2048 blocks of 512 bytes (SBC-3 6.5.2.2)
+LONG = bytes.fromhex("0000000000000800 00000000 00000200")  # SBC-3 6.5.2.3
+
+
+def sense_6(code: int, *, flags: int = 0, subpage: int = 0, length: int = 0xFF) -> str:
+    return f"1a {flags:02x} {code:02x} {subpage:02x} {length:02x} 00"
+
+
+def sense_10(code: int, *, flags: int = 0, subpage: int = 0, length: int = 0xFFFF) -> str:
+    return f"5a {flags:02x} {code:02x} {subpage:02x} 000000 {length:04x} 00"
+
+
+# -- headers and block descriptors ------------------------------------------------------------------------------------
+
+
+def test_mode_sense_6_of_all_pages_byte_by_byte(unit) -> None:
+    header = bytes.fromhex("53 00 10 08")  # length without itself, medium type, DPOFUA, block descriptor length
+    assert unit.run(sense_6(0x3F)) == header + SHORT + ALL
+    assert 3 + 8 + len(ALL) == 0x53
+
+
+def test_mode_sense_10_of_all_pages_byte_by_byte(unit) -> None:
+    header = bytes.fromhex("0056 00 10 00 00 0008")  # LONGLBA 0
+    assert unit.run(sense_10(0x3F)) == header + SHORT + ALL
+
+
+def test_mode_sense_10_with_llbaa_has_a_long_descriptor(unit) -> None:
+    header = bytes.fromhex("005e 00 10 01 00 0010")  # LONGLBA 1
+    assert unit.run(sense_10(0x3F, flags=0x10)) == header + LONG + ALL
+
+
+def test_dbd_leaves_out_the_block_descriptor(unit) -> None:
+    assert unit.run(sense_6(0x08, flags=0x08)) == bytes.fromhex("17 00 10 00") + CACHING
+    expected = bytes.fromhex("001a 00 10 00 00 0000") + CACHING
+    assert unit.run(sense_10(0x08, flags=0x08)) == expected
+    assert unit.run(sense_10(0x08, flags=0x18)) == expected  # LLBAA asks for nothing then
+
+
+def test_mode_sense_6_knows_no_llbaa(unit) -> None:
+    error = unit.refusal(sense_6(0x08, flags=0x10))
+    assert (error.reason, error.field, error.bit) == (Reason.INVALID_FIELD_IN_CDB, 1, 4)
+
+
+def test_more_blocks_than_the_short_descriptor_can_tell(unit) -> None:
+    unit.lu.blocks = 1 << 33
+    assert unit.run(sense_6(0x08))[4:12] == bytes.fromhex("ffffffff 00000200")
+    assert unit.run(sense_10(0x08, flags=0x10))[8:24] == bytes.fromhex("0000000200000000 00000000 00000200")
+
+
+def test_block_length_of_the_unit_is_told(make_unit: Callable) -> None:
+    assert make_unit(16, 4096).run(sense_6(0x08))[4:12] == bytes.fromhex("00000010 00001000")
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_wp_tells_of_write_protection(make_unit: Callable, readonly: bool) -> None:
+    unit = make_unit(readonly=readonly)
+    expected = 0x90 if readonly else 0x10  # SBC-3 6.5.1: WP, DPOFUA
+    assert unit.run(sense_6(0x3F))[2] == unit.run(sense_10(0x3F))[3] == expected
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 12, 83, 84, 85, 255])
+def test_mode_sense_is_cut_to_the_allocation_length(unit, length: int) -> None:
+    assert unit.run(sense_6(0x3F, length=length)) == unit.run(sense_6(0x3F))[:length]
+    assert unit.run(sense_10(0x3F, length=length)) == unit.run(sense_10(0x3F))[:length]
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(0x01, RECOVERY), (0x02, DISCONNECT), (0x08, CACHING), (0x0A, CONTROL), (0x1C, EXCEPTIONS)],
+)
+@pytest.mark.parametrize("subpage", [0x00, 0xFF])
+def test_one_page_alone(unit, code: int, expected: bytes, subpage: int) -> None:
+    assert unit.run(sense_6(code, subpage=subpage))[12:] == expected
+    assert unit.run(sense_10(code, subpage=subpage))[16:] == expected
+
+
+def test_all_pages_are_those_of_the_table(unit) -> None:
+    assert unit.run(sense_6(0x3F, subpage=0xFF))[12:] == ALL
+    assert [code for code, _ in split(ALL)] == sorted(PAGES)
+
+
+def split(pages: bytes) -> list[tuple[int, bytes]]:
+    found, at = [], 0
+    while at < len(pages):
+        size = pages[at + 1]
+        found.append((pages[at], pages[at + 2 : at + 2 + size]))
+        at += 2 + size
+    return found
+
+
+# Whoever believes a WCE of 0 sends no flush, so it must be the truth about what a power failure takes.
+@pytest.mark.parametrize(("lacks", "expected"), [((), CACHING), (("flush",), CACHING_NOT_VOLATILE)])
+def test_wce_is_set_exactly_where_a_flush_is_needed(make_unit: Callable, lacks: tuple, expected: bytes) -> None:
+    assert make_unit(lacks=lacks).run(sense_6(0x08))[12:] == expected
+
+
+@pytest.mark.parametrize("code", [0x3F, *PAGES])
+def test_nothing_can_be_changed(unit, code: int) -> None:
+    current, changeable = unit.run(sense_6(code))[12:], unit.run(sense_6(0x40 | code))[12:]
+    assert [(page, len(payload)) for page, payload in split(changeable)] == [
+        (page, len(payload)) for page, payload in split(current)
+    ]
+    assert not any(itertools.chain.from_iterable(payload for _, payload in split(changeable)))
+
+
+@pytest.mark.parametrize("code", [0x3F, *PAGES])
+def test_default_values_are_the_current_ones(unit, code: int) -> None:
+    assert unit.run(sense_6(0x80 | code)) == unit.run(sense_6(code))
+
+
+@pytest.mark.parametrize("code", [0x3F, *PAGES, 0x11])
+def test_saved_values_do_not_exist(unit, code: int) -> None:
+    for cdb in (sense_6(0xC0 | code), sense_10(0xC0 | code)):
+        assert unit.refusal(cdb).reason is Reason.SAVING_PARAMETERS_NOT_SUPPORTED  # SPC-4 6.11.5
+
+
+@pytest.mark.parametrize("code", [code for code in range(0x3F) if code not in PAGES])
+def test_page_that_is_not_there_is_refused(unit, code: int) -> None:
+    for cdb in (sense_6(code), sense_10(code, subpage=0xFF)):
+        error = unit.refusal(cdb)
+        assert (error.reason, error.field, error.bit) == (Reason.INVALID_FIELD_IN_CDB, 2, 5)
+
+
+@pytest.mark.parametrize("subpage", [0x01, 0x02, 0xFE])
+@pytest.mark.parametrize("code", [0x0A, 0x3F])
+def test_subpage_that_is_not_there_is_refused(unit, code: int, subpage: int) -> None:
+    error = unit.refusal(sense_10(code, subpage=subpage))
+    assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, 3)
