@@ -97,9 +97,14 @@ class Doorman:
                 self._offer(caller, caller.hint)
 
     def close(self) -> None:
-        """Let go of everybody (in a worker just forked: of its copies)."""
+        """Send everybody away."""
         for caller in list(self._callers):
             self._forget(caller)
+            caller.sock.close()
+
+    def leave(self) -> None:
+        """In a worker just forked: close its copies, and keep off the selector, which is the supervisor's still."""
+        for caller in self._callers:
             caller.sock.close()
 
     # -- within ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from iscsid.errors import RemoteProtocolError
-from iscsid.text import codec
+from iscsid.text import codec, names
 from iscsid.wire.const import BHS_SIZE, LOGIN_DATA_LIMIT, OPCODE_MASK, Opcode
 from iscsid.wire.pdu import LoginRequest, padding, segment_lengths
 
@@ -68,4 +68,4 @@ def read(data: bytes) -> LoginHint:
 
 def _name(text: str) -> str:
     """A name that is not longer than names are; the login refuses any other."""
-    return text if len(text.encode()) <= codec.NAME_LIMIT else ""
+    return text if len(text.encode()) <= names.MAX_LENGTH else ""
