@@ -78,17 +78,22 @@ class DescriptorDevice(Device):
 
     def write_fua(self, data: memoryview, offset: int) -> None:
         if self._dsync:
-            done = 0
             try:
-                while done < len(data):
-                    done += os.pwritev(self._fd, (data[done:],), offset + done, os.RWF_DSYNC)
-                return
+                return self._write_dsync(data, offset)
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise
                 self._dsync = False
         self.write(data, offset)
-        self.flush()
+        return self.flush()
+
+    def _write_dsync(self, data: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(data):
+            count = os.pwritev(self._fd, (data[done:],), offset + done, os.RWF_DSYNC)
+            if not count:
+                raise BlockError(Fault.WRITE_ERROR, f"{self._name}: nothing could be written at {offset + done}")
+            done += count
 
     def flush(self) -> None:
         """fdatasync, which also empties the write cache of the disk.
