@@ -45,6 +45,7 @@ class Write:
 class Job:
     """Gather ``parameter_length`` bytes of data-out, then ``run`` them; what it returns is the data-in.
 
+    Where the initiator announced less than that, ``run`` takes what there is and refuses it as the command demands.
     ``run`` raises ScsiError, BlockError or OSError. It may run in the worker's loop where the device is inline and
     ``cost``, the bytes of medium it may touch, is small; elsewhere it belongs into the pool. It calls the device more
     than once: the lock of a serialised device is held around all of it. ``writes`` tells which side of the medium

@@ -161,6 +161,7 @@ def _verify(lu: LogicalUnit, flags: int, lba: int, blocks: int) -> Plan:
 def _run_verify(lu: LogicalUnit, check: int, offset: int, length: int, data: memoryview) -> bytes:
     """Read the range from the medium; compare it with ``data`` (BYTCHK 01b) or each block with it (11b)."""
     device = lu.device
+    _check_data_out(data, (0, length, 0, lu.block_size)[check])
     if lu.volatile:
         device.flush()  # SBC-3 5.29: cached blocks are written before they are verified
     expected = bytes(data) * (min(_CHUNK, length) // lu.block_size) if check == 0b11 else b""
@@ -184,6 +185,12 @@ def _miscompare(start: int, found: bytearray, expected: memoryview) -> ScsiError
         else:
             high = middle
     return ScsiError(Reason.MISCOMPARE_DURING_VERIFY, information=start + low)
+
+
+def _check_data_out(data: memoryview, length: int) -> None:
+    """Refuse less data than the CDB tells of: an initiator may have announced less to the transport."""
+    if len(data) < length:
+        raise ScsiError(Reason.INVALID_FIELD_IN_CDB)
 
 
 def _chunks(length: int) -> Iterator[tuple[int, int]]:
@@ -256,16 +263,19 @@ def _write_same(lu: LogicalUnit, flags: int, lba: int, blocks: int, parameter_le
     if not blocks:
         return DONE
     offset, length = lba << lu.shift, blocks << lu.shift
-    run = partial(_run_write_same, lu, offset, length, bool(flags & UNMAP_BIT))
+    run = partial(_run_write_same, lu, offset, length, bool(flags & UNMAP_BIT), parameter_length)
     return Job(run, parameter_length, length, writes=True)
 
 
-def _run_write_same(lu: LogicalUnit, offset: int, length: int, may_unmap: bool, data: memoryview) -> bytes:
+def _run_write_same(
+    lu: LogicalUnit, offset: int, length: int, may_unmap: bool, parameter_length: int, data: memoryview
+) -> bytes:
     """Write ``data``, one block or none for zeros, all over the range.
 
     Only zeros may be unmapped: a block that was unmapped must read as what WRITE SAME carried (SBC-3 4.7.3.5), and the
     guard makes sure that zeros read as zeros whatever the device does.
     """
+    _check_data_out(data, parameter_length)
     block = bytes(data)
     if not any(block):
         lu.device.write_zeroes(offset, length, may_unmap=may_unmap)
@@ -290,10 +300,12 @@ def unmap(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
         raise ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR)
     # How much will be unmapped is known only when the list is here, so the cost is what the limits allow.
     cost = lu.max_unmap_blocks << lu.shift
-    return Job(partial(_run_unmap, lu), parameter_length, cost, writes=True)
+    return Job(partial(_run_unmap, lu, parameter_length), parameter_length, cost, writes=True)
 
 
-def _run_unmap(lu: LogicalUnit, data: memoryview) -> bytes:
+def _run_unmap(lu: LogicalUnit, parameter_length: int, data: memoryview) -> bytes:
+    if len(data) < parameter_length:
+        raise ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR)
     for lba, blocks in parse_unmap(lu, data):
         lu.device.discard(lba << lu.shift, blocks << lu.shift)
     return b""

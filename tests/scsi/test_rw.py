@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from iscsid.errors import ScsiError
 from iscsid.scsi.plan import DONE, Job, Read, Write
 from iscsid.scsi.sense import Reason
 
@@ -470,3 +471,35 @@ def test_unmap_with_anchor_is_refused(unit) -> None:
 def test_unmap_is_no_command_where_nothing_can_be_unmapped(make_unit: Callable) -> None:
     error = make_unit(lacks=["discard"]).refusal(unmap_cdb(24))
     assert error.reason is Reason.INVALID_COMMAND_OPERATION_CODE
+
+
+# -- less data-out than the CDB tells of ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [0, 1, 256, 511])
+@pytest.mark.parametrize(
+    "command",
+    [
+        cdb(WRITE_SAME_OPCODE, 10, 0, 8),
+        cdb(WRITE_SAME_OPCODE, 16, 0, 8, 0x08),
+        cdb(VERIFY_OPCODE, 10, 0, 1, 0x02),
+        cdb(VERIFY_OPCODE, 16, 0, 8, 0x06),
+    ],
+)
+def test_less_data_than_the_command_needs_is_refused_and_does_nothing(unit, command: str, length: int) -> None:
+    plan = unit.plan(command)
+    assert isinstance(plan, Job)
+    with pytest.raises(ScsiError) as caught:
+        plan.run(memoryview(bytes(length)))
+    assert caught.value.reason is Reason.INVALID_FIELD_IN_CDB
+    assert unit.memory.calls == []
+
+
+@pytest.mark.parametrize("length", [0, 7, 8, 23])
+def test_less_of_the_unmap_list_than_announced_is_refused_and_does_nothing(unit, length: int) -> None:
+    plan = unit.plan(unmap_cdb(24))
+    assert isinstance(plan, Job)
+    with pytest.raises(ScsiError) as caught:
+        plan.run(memoryview(unmap_list((0, 1))[:length]))
+    assert caught.value.reason is Reason.PARAMETER_LIST_LENGTH_ERROR
+    assert unit.memory.calls == []
