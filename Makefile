@@ -14,7 +14,7 @@ ARGS ?=
 JUDGES := libiscsi-bin qemu-utils fio tgt istgt e2fsprogs util-linux
 
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-APT := DEBIAN_FRONTEND=noninteractive $(ROOT) apt-get -qq -o=Dpkg::Use-Pty=0
+APT := $(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o=Dpkg::Use-Pty=0
 
 .PHONY: serve test judges clean
 
@@ -38,12 +38,19 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
-# Without them the tests that need one are skipped, aloud; ISCSID_JUDGES=all makes them fail instead.
+# Without them the tests that need one are skipped, aloud; ISCSID_JUDGES=all makes them fail instead. The packages of the
+# targets among them start them, on our port: only their programs are wanted.
 judges:
-	@missing="$$(for name in $(JUDGES); do dpkg-query -W -f='$${db:Status-Status}' $$name 2>/dev/null | grep -qx installed || echo $$name; done)"; \
+	@command -v apt-get >/dev/null || { echo "no apt-get here: install the likes of $(JUDGES) yourself"; exit 0; }; \
+	missing="$$(for name in $(JUDGES); do dpkg-query -W -f='$${db:Status-Status}' $$name 2>/dev/null | grep -qx installed || echo $$name; done)"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	echo "installing" $$missing; \
-	$(APT) update && $(APT) install --no-install-recommends $$missing
+	$(APT) update && $(APT) install --no-install-recommends $$missing || exit 1; \
+	if [ -d /run/systemd/system ]; then \
+		for name in $(filter tgt istgt,$(JUDGES)); do \
+			case " "$$missing" " in *[[:space:]]$$name[[:space:]]*) $(ROOT) systemctl disable --now $$name;; esac; \
+		done; \
+	fi
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

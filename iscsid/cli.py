@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import ipaddress
 import json
 import os
 import platform
@@ -301,9 +302,17 @@ def print_started(console: Console, spec: ServerSpec, portals: Sequence[str], wo
             for line in lines:
                 console.print(Text(f"  {line}"), soft_wrap=True)
         console.print()
+        if all(map(_is_loopback, portals)):
+            console.print(
+                "Only this host can connect; `iscsid serve -p 0.0.0.0` lets others in, all of them.", soft_wrap=True
+            )
         console.print(
             "Ctrl-C stops the server; `iscsid status` and `iscsid sessions` show what it does.", soft_wrap=True
         )
+
+
+def _is_loopback(portal: str) -> bool:
+    return ipaddress.ip_address(config.portal(portal).host).is_loopback
 
 
 def connecting(portal: str, target: str, lun: int) -> list[tuple[str, list[str]]]:

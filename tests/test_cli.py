@@ -388,6 +388,20 @@ def test_lines_to_paste_name_an_address_that_can_be_reached(
     assert "[::]" not in text
 
 
+@pytest.mark.parametrize(
+    ("portals", "told"),
+    [
+        (["127.0.0.1:3260"], True),
+        (["127.0.0.1:3260", "[::1]:3260"], True),
+        (["127.0.0.1:3260", "192.0.2.1:3260"], False),
+        (["[::]:3260"], False),
+    ],
+)
+def test_server_that_only_this_host_can_reach_says_so(served: dict[str, Any], portals: list[str], told: bool) -> None:
+    served["portals"] = tuple(map(config.portal, portals))
+    assert ("Only this host can connect" in run("serve").output) is told
+
+
 @pytest.mark.parametrize("system", ["Linux", "Windows", "QEMU", "macOS"])
 def test_lines_to_paste_are_there_for_every_system(system: str) -> None:
     headings = [heading for heading, lines in cli.connecting("::1", "iqn.2026-11.org.iscsid:x", 0) if lines]
