@@ -19,9 +19,9 @@ from typing import ClassVar
 
 from iscsid.errors import LocalProtocolError, RejectError, RemoteProtocolError
 from iscsid.wire import ahs as additional
-from iscsid.wire.const import BHS_SIZE, DIGEST_SIZE, LOGIN_DATA_LIMIT, OPCODE_MASK, RejectReason
+from iscsid.wire.const import BHS_SIZE, DATA_SIZE_LIMIT, DIGEST_SIZE, LOGIN_DATA_LIMIT, OPCODE_MASK, RejectReason
 from iscsid.wire.digest import crc32c
-from iscsid.wire.pdu import Data, Pdu, ScsiCommand, padding, segment_lengths, unexpected
+from iscsid.wire.pdu import Data, Pdu, ScsiCommand, segment_lengths, unexpected
 
 DEFAULT_BUFFER_SIZE = 64 * 1024
 DAMAGED = 0x40  # DamagedPdu.opcode: the first number that no opcode has, so that one table can dispatch both
@@ -33,6 +33,7 @@ _STEP = 64 * 1024
 
 _new = object.__new__
 _peek = struct.Struct(">B3xI").unpack_from
+_read_digest = struct.Struct("<I").unpack_from
 _unpack_whole_command = struct.Struct(">BB2xIQIIII16s").unpack_from
 
 _NO_PLAIN_PDU = -1  # a plain limit that no word 1 is below
@@ -180,18 +181,15 @@ class Framer:
         if self._end - self._start < BHS_SIZE:
             return BHS_SIZE
         ahs_length, data_length = segment_lengths(self._buffer, self._start)
-        size = self._header_size(ahs_length)
+        size = BHS_SIZE + ahs_length + (DIGEST_SIZE if self._header_digest else 0)
         if data_length <= self._max_data_segment_length:
             size += self._data_size(data_length)
         # Otherwise pdus() refuses it as soon as its header is whole: no room is made for its data.
         return size
 
-    def _header_size(self, ahs_length: int) -> int:
-        return BHS_SIZE + ahs_length + (DIGEST_SIZE if self._header_digest else 0)
-
-    def _data_size(self, data_length: int) -> int:
-        digest = DIGEST_SIZE if self._data_digest and data_length else 0
-        return data_length + padding(data_length) + digest
+    def _data_size(self, length: int) -> int:
+        """Return how many bytes a data segment takes with padding and digest; one that is empty has no digest."""
+        return (length + 3 & ~3) + (DIGEST_SIZE if self._data_digest and length else 0)
 
     def pdus(self) -> Iterator[Pdu | DamagedPdu]:
         """Yield every whole PDU that has been received.
@@ -258,48 +256,54 @@ class Framer:
 
         Returns where the next one starts and the PDU, or None when it is not whole yet.
         """
-        ahs_length, data_length = segment_lengths(self._buffer, position)
-        header_end = position + BHS_SIZE + ahs_length
-        start = position + self._header_size(ahs_length)
+        buffer, view, end = self._buffer, self._view, self._end
+        head, lengths = _peek(buffer, position)
+        header_end = start = position + BHS_SIZE + (lengths >> 24 << 2)
         if self._header_digest:
             # Nothing in the header counts before this, the length of the data least of all.
-            if self._end < start:
+            start += DIGEST_SIZE
+            if end < start:
                 return None
-            if not self._is_intact(position, header_end):
+            if (crc32c(view[position:header_end]),) != _read_digest(buffer, header_end):
                 raise RemoteProtocolError("wrong header digest")
-        if data_length > self._max_data_segment_length:
+        length = lengths & DATA_SIZE_LIMIT
+        if length > self._max_data_segment_length:
             raise RejectError(
                 RejectReason.PROTOCOL_ERROR,
-                f"a data segment of {data_length} bytes, {self._max_data_segment_length} are allowed",
+                f"a data segment of {length} bytes, {self._max_data_segment_length} are allowed",
                 fatal=True,
             )
-        following = start + self._data_size(data_length)
-        if self._end < following:
+        following = start + self._data_size(length)
+        if end < following:
             return None
-        header = bytes(self._view[position:header_end])
-        data = self._view[start : start + data_length] if data_length else b""
-        if self._data_digest and data_length and not self._is_intact(start, following - DIGEST_SIZE):
-            return following, self._damage(header, RejectReason.DATA_DIGEST_ERROR, "wrong data digest")
-        return following, self._decode(header, data)
+        data: Data = b""
+        if length:
+            data = view[start : start + length]
+            if self._data_digest:
+                # Padding is digested like data.
+                digest_start = following - DIGEST_SIZE
+                if (crc32c(view[start:digest_start]),) != _read_digest(buffer, digest_start):
+                    header = bytes(view[position:header_end])
+                    return following, self._damage(header, RejectReason.DATA_DIGEST_ERROR, "wrong data digest")
+        unpack = self._unpackers[head]
+        if unpack is None or header_end != position + BHS_SIZE:
+            return following, self._decode_oddity(bytes(view[position:header_end]), data)
+        return following, unpack(buffer, position, b"", data)
 
-    def _is_intact(self, start: int, end: int) -> bool:
-        """Tell whether the digest at ``end`` is that of the bytes before it; padding is digested like data."""
-        digest = int.from_bytes(self._view[end : end + DIGEST_SIZE], "little")
-        return crc32c(self._view[start:end]) == digest
-
-    def _decode(self, header: bytes, data: Data) -> Pdu | DamagedPdu:
+    def _decode_oddity(self, header: bytes, data: Data) -> Pdu | DamagedPdu:
+        """Decode a whole PDU that has AHS, or an opcode that this side does not receive."""
         unpack = self._unpackers[header[0]]
+        opcode = header[0] & OPCODE_MASK
         if unpack is None:
-            error = unexpected(header[0] & OPCODE_MASK)
+            error = unexpected(opcode)
             return self._damage(header, error.reason, str(error))
+        if opcode != ScsiCommand.opcode:
+            return self._damage(header, RejectReason.INVALID_PDU_FIELD, "AHS in what is no SCSI Command")
         ahs = header[BHS_SIZE:]
-        if ahs:
-            if header[0] & OPCODE_MASK != ScsiCommand.opcode:
-                return self._damage(header, RejectReason.INVALID_PDU_FIELD, "AHS in what is no SCSI Command")
-            try:
-                additional.parse(ahs)
-            except RejectError as exc:
-                return self._damage(header, exc.reason, str(exc))
+        try:
+            additional.parse(ahs)
+        except RejectError as exc:
+            return self._damage(header, exc.reason, str(exc))
         return unpack(header, 0, ahs, data)
 
     def _damage(self, header: bytes, reason: int, message: str) -> DamagedPdu:
