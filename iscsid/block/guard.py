@@ -66,7 +66,7 @@ class Guarded:
     Offsets and lengths are bytes; buffers are flat memoryviews of bytes. Where ``serialised`` (the device is
     ``Threading.SERIAL``), the caller holds ``lock``, a context manager, around every call that another thread could
     meet; this room makes no locks, so the daemon puts a real one there. ``read_now`` and ``write_now`` need no lock: a
-    serialised device that is not inline always refuses them, and one that is inline belongs to the loop alone.
+    serialised device, which therefore is never ``inline``, always refuses them.
 
     Raises BlockError(INVALID) when the facts of the device do not fit together.
     """
@@ -117,8 +117,9 @@ class Guarded:
         self.readonly = readonly or device.readonly or not declared["write"]
         self.can = _complete(declared, self.readonly)
         self.volatile = self.can.flush is Support.NATIVE
-        self.inline = device.mode is Mode.INLINE
         self.serialised = device.threading is Threading.SERIAL
+        # The loop takes no lock, and long jobs go to the pool even of a device that never waits.
+        self.inline = device.mode is Mode.INLINE and not self.serialised
         self.lends = self.can.view is Support.NATIVE
         self.rotational = device.rotational
         self.removable = device.removable

@@ -18,6 +18,7 @@ from iscsid.block.guard import CHUNK, SPARE_BUFFERS, Guarded, is_aligned
 from iscsid.errors import BlockError, Fault
 
 SIZE = 4 << 20
+INLINE = {"mode": Mode.INLINE, "threading": Threading.PARALLEL}
 
 
 class Plain(Device):
@@ -165,10 +166,9 @@ def test_length_that_is_not_in_blocks_is_not_told() -> None:
 
 
 def test_facts_are_passed_on() -> None:
-    guard = Guarded(Plain(rotational=True, removable=True, physical_block_size=4096, mode=Mode.INLINE))
+    guard = Guarded(Plain(rotational=True, removable=True, physical_block_size=4096))
     assert guard.rotational
     assert guard.removable
-    assert guard.inline
     assert guard.serialised
     assert guard.physical_block_size == 4096
 
@@ -364,8 +364,16 @@ def test_discard_and_prefetch_go_to_the_device() -> None:
 # The hot calls.
 
 
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("threads", Threading)
+def test_only_a_parallel_device_that_never_waits_is_inline(mode: Mode, threads: Threading) -> None:
+    guard = Guarded(Plain(mode=mode, threading=threads))
+    assert guard.inline is (mode is Mode.INLINE and threads is Threading.PARALLEL)
+    assert guard.serialised is (threads is Threading.SERIAL)
+
+
 def test_now_calls_of_an_inline_device_are_its_plain_calls() -> None:
-    device = Plain(mode=Mode.INLINE)
+    device = Plain(**INLINE)
     guard = Guarded(device)
     guard.write_now(buffer(1024), 512)
     guard.read_now(buffer(1024), 1024)
@@ -385,6 +393,7 @@ def test_now_calls_of_a_blocking_device_are_its_nowait_calls() -> None:
     [
         Plain(threading=Threading.PARALLEL),  # has no such calls
         Able(threading=Threading.SERIAL),  # a thread of the pool may be inside
+        Able(threading=Threading.SERIAL, mode=Mode.INLINE),
         Able(threading=Threading.PARALLEL, alignment=512),  # O_DIRECT waits for the medium
     ],
 )
@@ -396,7 +405,7 @@ def test_now_calls_refuse_where_they_might_wait(device: Plain) -> None:
     assert not device.calls
 
 
-@pytest.mark.parametrize("device", [Plain(), Plain(mode=Mode.INLINE), Able(threading=Threading.PARALLEL)])
+@pytest.mark.parametrize("device", [Plain(), Plain(**INLINE), Able(threading=Threading.PARALLEL)])
 def test_now_calls_are_guarded(device: Plain) -> None:
     guard = Guarded(device)
     for call in (guard.read_now, guard.write_now):
@@ -407,7 +416,7 @@ def test_now_calls_are_guarded(device: Plain) -> None:
     assert not device.calls
 
 
-@pytest.mark.parametrize("device", [Plain(mode=Mode.INLINE), Able(threading=Threading.PARALLEL)])
+@pytest.mark.parametrize("device", [Plain(**INLINE), Able(threading=Threading.PARALLEL)])
 def test_write_now_to_a_readonly_unit_is_refused(device: Plain) -> None:
     assert fault(Guarded(device, readonly=True).write_now, buffer(), 0) is Fault.READ_ONLY
     assert not device.calls
