@@ -181,6 +181,8 @@ class InitiatorLogin:
             return [self._say(self._negotiator.propose(Phase.of(self.stage)))]
         if not response.tsih or (self.tsih and response.tsih != self.tsih):
             raise RemoteProtocolError(f"the target names the session {response.tsih}")
+        if self._negotiator.unmet:
+            raise RemoteProtocolError(f"the target does not do {' and '.join(self._negotiator.unmet)}")
         # A proposal that got no answer stands at its default: targets that pass over a key they do not know do so.
         self.tsih = response.tsih
         self.done = True

@@ -260,9 +260,12 @@ class TargetLogin:
 
     def _enter(self, stage: int) -> None:
         self.stage = stage
-        if stage == Stage.FULL_FEATURE_PHASE and self._first is not None:
-            self.done = True
-            self._parameters = settled(self.negotiator, isid=self._first.isid, tsih=self.tsih, cid=self._first.cid)
+        if stage != Stage.FULL_FEATURE_PHASE or self._first is None:
+            return
+        if self.negotiator.unmet:
+            raise RemoteProtocolError(f"{' and '.join(self.negotiator.unmet)} must not be None here")
+        self.done = True
+        self._parameters = settled(self.negotiator, isid=self._first.isid, tsih=self.tsih, cid=self._first.cid)
 
     def _response(
         self, request: LoginRequest, data: bytes, *, transit: bool = False, continued: bool = False

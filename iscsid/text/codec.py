@@ -28,14 +28,16 @@ _DECIMAL = re.compile(r"[0-9]{1,20}\Z")
 _HEX = re.compile(r"0[xX][0-9A-Fa-f]+\Z")
 
 
-def parse(text: Buffer) -> list[Pair]:
+def parse(text: Buffer, *, text_limit: int = TEXT_LIMIT, pair_limit: int = PAIR_LIMIT) -> list[Pair]:
     """Cut a whole text (all PDUs of a C-bit sequence joined) into pairs, in the order they came.
 
     Duplicates are kept: which key may come twice is for the caller to know. Empty pieces are passed over, because
     initiators exist that count the padding in; so is a missing last NUL, which no target of note insists on.
+
+    An initiator that reads the answer to SendTargets sets its own limits: it may be long.
     """
-    if len(text) > TEXT_LIMIT:
-        raise RemoteProtocolError(f"text of {len(text)} bytes is longer than {TEXT_LIMIT}")
+    if len(text) > text_limit:
+        raise RemoteProtocolError(f"text of {len(text)} bytes is longer than {text_limit}")
     try:
         whole = str(text, "utf-8")
     except UnicodeDecodeError as error:
@@ -50,8 +52,8 @@ def parse(text: Buffer) -> list[Pair]:
         if not _KEY.match(key):
             raise RemoteProtocolError(f"{key[:80]!r} cannot be the name of a key")
         pairs.append((key, value))
-    if len(pairs) > PAIR_LIMIT:
-        raise RemoteProtocolError(f"{len(pairs)} keys in one text are more than {PAIR_LIMIT}")
+    if len(pairs) > pair_limit:
+        raise RemoteProtocolError(f"{len(pairs)} keys in one text are more than {pair_limit}")
     return pairs
 
 

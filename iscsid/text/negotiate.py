@@ -22,7 +22,7 @@ from iscsid.text.keys import (
     Phase,
     Role,
 )
-from iscsid.text.rules import Choice, Value
+from iscsid.text.rules import Value
 
 REDECLARABLE = frozenset({"MaxRecvDataSegmentLength", "TargetAlias", "InitiatorAlias"})  # "ALL": anew at any time
 
@@ -139,10 +139,7 @@ class Negotiator:
         proposed = self._proposed.pop(key.name)
         self._answered.add(key.name)
         if text in RESERVED_VALUES:
-            # The default stays in force; where we must not live with it the negotiation has failed.
-            if isinstance(key.rule, Choice) and key.default is not None and not key.rule.admits(proposed, key.default):
-                raise RemoteProtocolError(f"{key.name}={proposed} was answered with {text}")
-            return
+            return  # the default stays in force
         try:
             key.rule.value(text)
             legal = key.rule.admits(proposed, text)
@@ -206,6 +203,15 @@ class Negotiator:
         if text is None:
             raise LocalProtocolError(f"{name} has no value")
         return key.rule.value(text)
+
+    @property
+    def unmet(self) -> list[str]:
+        """Digests that our offer insists on, by leaving out None, and that did not come about."""
+        return [
+            name
+            for name in ("HeaderDigest", "DataDigest")
+            if name in self._offers and not KEYS[name].rule.admits(self._offers[name], str(self.outcome(name)))
+        ]
 
     def declared(self, name: str) -> Value | None:
         """Return what the peer declared, or None."""

@@ -67,6 +67,12 @@ def test_parse_of_the_longest_key_and_most_pairs_is_accepted() -> None:
     assert len(codec.parse(b"".join(b"K%d=1\0" % number for number in range(codec.PAIR_LIMIT)))) == 256
 
 
+def test_parse_with_limits_of_its_own_keeps_to_them() -> None:
+    assert len(codec.parse(b"A=1\0" * 300, pair_limit=300)) == 300
+    with pytest.raises(RemoteProtocolError, match="longer than 3"):
+        codec.parse(b"A=1\0", text_limit=3)
+
+
 def test_build_ends_every_pair_with_a_nul() -> None:
     assert codec.build([("A", "1"), ("B", "")]) == b"A=1\0B=\0"
     assert codec.build([]) == b""

@@ -251,11 +251,24 @@ def test_answer_that_is_no_value_leaves_the_default(word: str) -> None:
     assert negotiator.outcome("HeaderDigest") == "None"
 
 
-def test_digest_that_we_insist_on_may_not_be_rejected() -> None:
-    negotiator = initiator(HeaderDigest="CRC32C")
+@pytest.mark.parametrize(
+    ("offer", "answer", "unmet"),
+    [
+        ("CRC32C", "Reject", True),
+        ("CRC32C", None, True),
+        ("CRC32C", "CRC32C", False),
+        ("CRC32C,None", "Reject", False),
+        ("None,CRC32C", "CRC32C", False),
+    ],
+)
+def test_digest_that_we_insist_on_is_told_when_it_did_not_come_about(
+    offer: str, answer: str | None, unmet: bool
+) -> None:
+    negotiator = initiator(HeaderDigest=offer)
     negotiator.propose(Phase.OPERATIONAL)
-    with pytest.raises(RemoteProtocolError, match="was answered with Reject"):
-        negotiator.answer([("HeaderDigest", "Reject")], Phase.OPERATIONAL)
+    if answer is not None:
+        negotiator.answer([("HeaderDigest", answer)], Phase.OPERATIONAL)
+    assert negotiator.unmet == (["HeaderDigest"] if unmet else [])
 
 
 @pytest.mark.parametrize(
