@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 
 import pytest
 
@@ -23,3 +24,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("ISCSID_JUDGES") == "all":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+
+
+@pytest.fixture
+def judge() -> Callable[[str], str]:
+    """Gives the path of a foreign program that the test's ``judge`` mark names."""
+
+    def path_of(name: str) -> str:
+        path = find_judge(name)
+        assert path is not None, f"{name} is not in this test's mark"
+        return path
+
+    return path_of

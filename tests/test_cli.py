@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
@@ -537,6 +538,72 @@ def test_nobody_logged_in_is_said_so(tmp_path: Path) -> None:
     finally:
         server.close()
     assert result.output == "Nobody is logged in.\n"
+
+
+# -- all of it ---------------------------------------------------------------------------------------------------------
+
+
+class Served:
+    """A real server; ``where`` is its first portal."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "iscsid", "serve", *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.said = [""]
+        while not self.said[-1].startswith("on "):
+            self.said.append(self.process.stdout.readline())
+            assert self.said[-1], self.process.communicate()
+        self.where = self.said[-1].split()[1].rstrip(",")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Stop it, whatever it does; its exit code."""
+        self.process.send_signal(number)
+        try:
+            self.process.communicate(timeout=30)
+        finally:
+            self.process.kill()
+            self.process.wait()
+        return self.process.returncode
+
+
+@pytest.fixture
+def real() -> Iterator[Served]:
+    server = Served("-p", "127.0.0.1:0", "-p", "[::1]:0")
+    yield server
+    if server.process.poll() is None:
+        server.stop()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_real_demo_is_seen_by_status_and_stops_well(real: Served, number: signal.Signals) -> None:
+    answer = json.loads(run("status", "--json").output)
+    assert answer["pid"] == real.process.pid
+    assert answer["portals"][0] == real.where
+    assert [target["name"] for target in answer["targets"]] == [cli.DEMO_TARGET]
+    assert run("sessions").output == "Nobody is logged in.\n"
+    assert real.stop(number) == Exit.OK
+    assert run("status").exit_code == Exit.NO_SERVER
+
+
+@pytest.mark.process
+def test_real_second_demo_of_the_same_user_cannot_start(real: Served) -> None:
+    command = [sys.executable, "-m", "iscsid", "serve", "-p", "127.0.0.1:0"]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == Exit.START
+    assert f"already running (pid {real.process.pid})" in second.stderr
+    assert json.loads(run("status", "--json").output)["pid"] == real.process.pid
+
+
+@pytest.mark.process
+@pytest.mark.judge("iscsi-ls")
+def test_real_demo_is_listed_by_libiscsi(real: Served, judge: Callable[[str], str]) -> None:
+    command = [judge("iscsi-ls"), "-s", f"iscsi://{real.where}"]
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert f"Target:{cli.DEMO_TARGET} Portal:{real.where},1" in listed
+    # iscsi-ls takes the last block's number for the number of blocks.
+    assert re.search(r"Lun:0 +Type:DIRECT_ACCESS \(Size:1023M\)", listed)
 
 
 # -- numbers for people ------------------------------------------------------------------------------------------------
