@@ -133,6 +133,7 @@ def name_string(name: str) -> bytes:
 # WSNZ, COMPARE AND WRITE, OPTIMAL TRANSFER LENGTH GRANULARITY, MAXIMUM and OPTIMAL TRANSFER LENGTH, PREFETCH,
 # UNMAP LBA COUNT, UNMAP BLOCK DESCRIPTOR COUNT, UNMAP GRANULARITY, UGAVALID and ALIGNMENT, WRITE SAME, atomic writes
 _BLOCK_LIMITS = struct.Struct(">BBHIIIIIIIQ20x")
+_WSNZ = 0x01  # a WRITE SAME of 0 blocks is refused; without it, that would write up to the end of the medium
 _UGAVALID = 0x80000000
 
 
@@ -146,7 +147,7 @@ def block_limits(lu: LogicalUnit, nexus: Nexus) -> bytes:
         if granularity:
             alignment = _UGAVALID | (device.discard_alignment >> lu.shift) % granularity & 0x7FFFFFFF
     return _BLOCK_LIMITS.pack(
-        0,  # WSNZ: a WRITE SAME of 0 blocks goes up to the end of the medium
+        _WSNZ,
         0,  # COMPARE AND WRITE is not supported
         _blocks(lu, device.minimum_io, 0xFFFF),
         lu.max_blocks,

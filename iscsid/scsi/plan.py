@@ -46,13 +46,14 @@ class Job:
     """Gather ``parameter_length`` bytes of data-out, then ``run`` them; what it returns is the data-in.
 
     Where the initiator announced less than that, ``run`` takes what there is and refuses it as the command demands.
+    More is a residual, unless ``exact``: then any other length than ``parameter_length`` is INVALID FIELD IN CDB.
     ``run`` raises ScsiError, BlockError or OSError. It may run in the worker's loop where the device is inline and
     ``cost``, the bytes of medium it may touch, is small; elsewhere it belongs into the pool. It calls the device more
     than once: the lock of a serialised device is held around all of it. ``writes`` tells which side of the medium
     failed when it raises OSError.
     """
 
-    __slots__ = ("cost", "parameter_length", "run", "writes")
+    __slots__ = ("cost", "exact", "parameter_length", "run", "writes")
 
     def __init__(
         self,
@@ -61,11 +62,13 @@ class Job:
         cost: int = 0,
         *,
         writes: bool = False,
+        exact: bool = False,
     ) -> None:
         self.run = run
         self.parameter_length = parameter_length
         self.cost = cost
         self.writes = writes
+        self.exact = exact
 
 
 Plan = Reply | Read | Write | Job

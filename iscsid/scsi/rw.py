@@ -255,16 +255,17 @@ def write_same_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
 
 
 def _write_same(lu: LogicalUnit, flags: int, lba: int, blocks: int, parameter_length: int, field: int) -> Plan:
-    """0 blocks means up to the end of the medium (WSNZ is 0); either way MAXIMUM WRITE SAME LENGTH holds."""
+    """0 blocks are refused, as WSNZ tells (SBC-3 6.6.4).
+
+    Without WSNZ they would mean all blocks up to the end, which nobody sends on purpose and which no disk of size fits
+    into MAXIMUM WRITE SAME LENGTH.
+    """
     _check_end(lu, lba, blocks)
-    blocks = blocks or lu.blocks - lba
-    if blocks > lu.max_write_same_blocks:
+    if not 0 < blocks <= lu.max_write_same_blocks:
         raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=field)
-    if not blocks:
-        return DONE
     offset, length = lba << lu.shift, blocks << lu.shift
     run = partial(_run_write_same, lu, offset, length, bool(flags & UNMAP_BIT), parameter_length)
-    return Job(run, parameter_length, length, writes=True)
+    return Job(run, parameter_length, length, writes=True, exact=True)
 
 
 def _run_write_same(

@@ -28,13 +28,13 @@ def test_write_keeps_offset_length_and_fua(fua: bool) -> None:
 
 def test_job_without_more_wants_no_data_and_reads() -> None:
     job = Job(bytes)
-    assert (job.parameter_length, job.cost, job.writes) == (0, 0, False)
+    assert (job.parameter_length, job.cost, job.writes, job.exact) == (0, 0, False, False)
 
 
 def test_job_runs_on_the_data_out() -> None:
-    job = Job(bytes, 3, 512, writes=True)
+    job = Job(bytes, 3, 512, writes=True, exact=True)
     assert job.run(memoryview(b"abc")) == b"abc"
-    assert (job.parameter_length, job.cost, job.writes) == (3, 512, True)
+    assert (job.parameter_length, job.cost, job.writes, job.exact) == (3, 512, True, True)
 
 
 @pytest.mark.parametrize("plan", [Reply(b""), Read(0, 512), Write(0, 512, False), Job(bytes)])

@@ -336,24 +336,25 @@ def test_write_same_16_without_a_data_out_buffer_writes_zeros(unit, flags: int, 
 
 
 @two_sizes
-@pytest.mark.parametrize("lba", [0, 100, LAST])
-def test_write_same_of_0_blocks_goes_up_to_the_end(unit, size: int, lba: int) -> None:
-    unit.run(cdb(WRITE_SAME_OPCODE, size, lba, 0), bytes(512))
-    assert unit.memory.calls == [("zero", lba * 512, (BLOCKS - lba) * 512, False)]
-
-
-@two_sizes
-def test_write_same_of_0_blocks_at_the_end_does_nothing(unit, size: int) -> None:
-    assert unit.plan(cdb(WRITE_SAME_OPCODE, size, BLOCKS, 0)) is DONE
-
-
-@two_sizes
-@pytest.mark.parametrize("blocks", [9, 0])
-def test_write_same_of_more_than_its_maximum_is_refused(unit, size: int, blocks: int) -> None:
-    unit.lu.max_write_same_blocks = 8
-    error = unit.refusal(cdb(WRITE_SAME_OPCODE, size, 0, blocks))
+@pytest.mark.parametrize("lba", [0, LAST, BLOCKS])
+@pytest.mark.parametrize("flags", [0x00, 0x08])
+def test_write_same_of_0_blocks_is_refused_as_wsnz_tells(unit, size: int, lba: int, flags: int) -> None:
+    error = unit.refusal(cdb(WRITE_SAME_OPCODE, size, lba, 0, flags))
     assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, {10: 7, 16: 10}[size])
-    assert isinstance(unit.plan(cdb(WRITE_SAME_OPCODE, size, BLOCKS - 8, 0)), Job)
+
+
+@two_sizes
+def test_write_same_takes_no_more_data_than_its_block(unit, size: int) -> None:
+    plan = unit.plan(cdb(WRITE_SAME_OPCODE, size, 0, 1))
+    assert isinstance(plan, Job) and plan.exact
+
+
+@two_sizes
+def test_write_same_of_more_than_its_maximum_is_refused(unit, size: int) -> None:
+    unit.lu.max_write_same_blocks = 8
+    error = unit.refusal(cdb(WRITE_SAME_OPCODE, size, 0, 9))
+    assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, {10: 7, 16: 10}[size])
+    assert isinstance(unit.plan(cdb(WRITE_SAME_OPCODE, size, 0, 8)), Job)
 
 
 @two_sizes
