@@ -216,7 +216,7 @@ def ask(runtime_dir: str, command: str, *, timeout: float = 5.0, **arguments: An
     try:
         answer = json.loads(line)
         ok = answer.pop("ok")
-    except (ValueError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError):
         raise ControlError(f"{path}: the answer makes no sense") from None
     if not ok:
         raise ControlError(str(answer.get("error", "refused")))

@@ -110,9 +110,7 @@ class Logs:
         _, reader = _ends(handler)
         reader.close()
         _end_of_supervisor(handler)
-        for sink in self._sinks:
-            self._root.removeHandler(sink)
-        self._root.addHandler(handler)
+        self._root.handlers[:] = [handler]
 
     @staticmethod
     def leave_worker(handler: Any) -> None:

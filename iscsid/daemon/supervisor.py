@@ -313,11 +313,10 @@ class Supervisor:
         elif isinstance(message, SessionOpened):
             for other in self.registry.opened(child.index, message.tsih, message.info, now):
                 self._drop(other, "reinstated by another connection", now)
-            info = message.info
-            log.info("session %d: %r at %s to %r", message.tsih, info.initiator, info.peer, info.target or "discovery")
+            log.debug("session %d is open in worker %d", message.tsih, child.index)
         elif isinstance(message, SessionClosed):
             if self.registry.closed(child.index, message.tsih) is not None:
-                log.info("session %d: closed: %s", message.tsih, message.reason)
+                log.debug("session %d is closed: %s", message.tsih, message.reason)
             self.reports.heard_of(message.tsih)
 
     def on_ready(self, child: Child, now: float) -> None:

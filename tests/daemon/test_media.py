@@ -1,0 +1,84 @@
+"""Every LUN is prepared before the fork, or none is; and what was prepared is released."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from iscsid.daemon.errors import StartError
+from iscsid.daemon.media import Media
+from iscsid.errors import BlockError, Fault, PluginError
+from iscsid.specs import LunSpec, ServerSpec, TargetSpec
+
+SPEC = ServerSpec(
+    targets=(
+        TargetSpec("a", (LunSpec(0, "ram", {"size": 1}), LunSpec(5, "file", {"path": "x"}))),
+        TargetSpec("b", (LunSpec(0, "ram", {"size": 2}),)),
+    )
+)
+
+
+class Plugins:
+    """Records what is asked; ``failing`` is the nth call of prepare (from 1) that raises ``error``."""
+
+    def __init__(
+        self, failing: int = 0, error: Exception | None = None, release_error: Exception | None = None
+    ) -> None:
+        self.failing = failing
+        self.error = error
+        self.release_error = release_error
+        self.prepared: list[str] = []
+        self.released: list[tuple[str, int]] = []
+
+    def prepare(self, backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        if len(self.prepared) + 1 == self.failing:
+            assert self.error is not None
+            raise self.error
+        self.prepared.append(backend)
+        return {**options, "number": len(self.prepared)}
+
+    def release(self, backend: str, options: Mapping[str, Any]) -> None:
+        self.released.append((backend, options["number"]))
+        if self.release_error is not None:
+            raise self.release_error
+
+
+def media(plugins: Any) -> Media:
+    return Media(SPEC, plugins)
+
+
+def test_options_are_there_for_every_lun() -> None:
+    assert media(Plugins()).options == {
+        ("a", 0): {"size": 1, "number": 1},
+        ("a", 5): {"path": "x", "number": 2},
+        ("b", 0): {"size": 2, "number": 3},
+    }
+
+
+def test_release_undoes_in_reverse_once() -> None:
+    plugins = Plugins()
+    prepared = media(plugins)
+    prepared.release()
+    prepared.release()
+    assert plugins.released == [("ram", 3), ("file", 2), ("ram", 1)]
+
+
+@pytest.mark.parametrize(
+    "error", [PluginError("file", "broken"), BlockError(Fault.NO_MEDIUM, "broken"), OSError(5, "broken")]
+)
+def test_failure_names_target_and_lun_and_releases_what_was_prepared(error: Exception) -> None:
+    plugins = Plugins(failing=2, error=error)
+    with pytest.raises(StartError, match=r"target a, lun 5: .*broken"):
+        media(plugins)
+    assert plugins.released == [("ram", 1)]
+
+
+def test_failure_in_release_is_logged_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    plugins = Plugins(release_error=PluginError("x", "stuck"))
+    with caplog.at_level(logging.ERROR):
+        media(plugins).release()
+    assert len(plugins.released) == 3
+    assert caplog.text.count("stuck") == 3
