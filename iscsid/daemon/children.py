@@ -25,6 +25,7 @@ from iscsid.errors import LocalProtocolError
 from iscsid.shared.messages import Beat, BootFailed, Message, Ready
 
 QUICK_DEATH: Final = 1.0  # seconds after Ready in which a death counts as "keeps dying"
+COMING: Final = 1.0  # seconds in which a replacement is ready, as a rule: it has been forked, or will be
 MAX_BACK_OFF: Final = 30.0
 FIRST_BACK_OFF: Final = 0.5
 STALL: Final = 5.0  # a loop that was away this long (stopped, frozen) believes no heartbeat that it missed
@@ -175,6 +176,10 @@ class Fleet:
     def ready(self) -> list[Child]:
         """Workers that take connections."""
         return [child for child in self if child.ready_at is not None and not child.doomed and not child.channel.eof]
+
+    def coming(self, now: float) -> list[int]:
+        """Workers that will be ready in a moment: just forked, about to be, or dead and not yet reaped."""
+        return [slot.index for slot in self.slots if not self.stopping and _is_coming(slot, now)]
 
     def owns(self, fd: int) -> bool:
         """Whether an event of this descriptor is news of a worker. The loop hears those first: a session's socket is
@@ -328,3 +333,12 @@ class Fleet:
         slot.failures = slot.failures + 1 if quick else 0
         if not self.stopping:
             slot.due = now + back_off(slot.failures)
+
+
+def _is_coming(slot: Slot, now: float) -> bool:
+    child = slot.child
+    if child is None:
+        return slot.due is not None and slot.due <= now
+    if child.ready_at is None:
+        return now - child.seen < COMING  # nothing was heard of it since the fork
+    return (child.doomed or child.channel.eof) and slot.failures == 0

@@ -143,7 +143,7 @@ class Supervisor:
                 return FAILED
             while self.phase is not Phase.STOPPING or any(self.fleet):
                 self._turn()
-        log.info("stopped")
+            log.info("stopped")
         return self._code
 
     def _start(self, stack: contextlib.ExitStack) -> None:
@@ -222,8 +222,10 @@ class Supervisor:
         self.stats.sample()
         self._logs.prune()
         self.reports.log_refusals()
-        if self.phase is Phase.SERVING and not self._accepting:
-            self._accept_again()
+        if self.phase is Phase.SERVING:
+            self.doorman.retry()  # who waits for a worker that did not come as soon as hoped
+            if not self._accepting:
+                self._accept_again()
 
     # -- connections -------------------------------------------------------------------------------------------------
 
@@ -277,6 +279,7 @@ class Supervisor:
             self.registry.worker_of(nexus) if hint.target else None,
             self._owners.get(hint.target.lower()),
             {child.index: self.registry.load(child.index) for child in self.fleet.ready()},
+            self.fleet.coming(now),
         )
         child = None if index is None else self.fleet.get(index)
         if child is None:

@@ -351,6 +351,26 @@ def test_worker_that_closed_its_channel_takes_no_connections(nursery: Make) -> N
     assert one.fleet.ready() == []
 
 
+def test_worker_is_coming_from_its_fork_or_quick_replacement_until_it_is_late_or_ready(nursery: Make) -> None:
+    one = nursery(count=2)
+    one.fleet.start(0.0)
+    assert one.fleet.coming(0.5) == [0, 1]
+    assert one.fleet.coming(module.COMING) == []
+    one.run_until(lambda: len(one.ready) == 2, now=0.5)
+    assert one.fleet.coming(0.6) == []
+    first = one.fleet.get(0)
+    assert first is not None
+    one.fleet.kill(first)
+    assert one.fleet.coming(50.0) == [0], "dead, not yet reaped"
+    one.run_until(lambda: one.deaths, now=50.0)
+    assert one.fleet.coming(50.0) == [0], "to be forked at once"
+    one.fleet.slots[0].due = 55.0
+    assert one.fleet.coming(50.0) == [], "backing off"
+    one.fleet.slots[0].due = 50.0
+    one.fleet.stop()
+    assert one.fleet.coming(50.0) == []
+
+
 def test_end_kills_and_reaps_and_closes_everything(nursery: Make) -> None:
     before = len(os.listdir("/proc/self/fd"))
     one = Nursery(deaf, count=2)

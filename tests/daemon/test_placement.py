@@ -39,6 +39,28 @@ def test_choose(
     assert choose(session, nexus, owner, loads) == worker
 
 
+@pytest.mark.parametrize(
+    ("loads", "coming", "worker"),
+    [
+        ({0: 1}, {1}, None),  # the one that comes will be the least loaded: wait for it
+        ({0: 0}, {1}, 0),
+        ({1: 0}, {0}, 1),  # as good as the one that comes, and there
+        ({0: 2, 1: 1}, {2}, None),
+        ({}, {0}, None),
+    ],
+)
+def test_choose_waits_for_a_worker_that_comes_only_where_it_will_be_better(
+    loads: dict[int, int], coming: set[int], worker: int | None
+) -> None:
+    assert choose(None, None, None, loads, coming) == worker
+
+
+@pytest.mark.parametrize("rule", [(0, None, None), (None, 0, None), (None, None, 0)])
+def test_choose_by_rule_does_not_look_at_who_comes(rule: tuple[int | None, int | None, int | None]) -> None:
+    assert choose(*rule, {0: 5}, {1}) == 0
+    assert choose(*rule, {1: 5}, {0}) is None
+
+
 def test_choose_deals_new_sessions_evenly() -> None:
     loads = dict.fromkeys(range(3), 0)
     for _ in range(9):
