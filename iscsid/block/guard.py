@@ -108,6 +108,10 @@ class Guarded:
     #: ``view(offset, length)``: the range where it lies; only where ``lends``.
     view: Callable[[int, int], memoryview]
     lock: contextlib.AbstractContextManager[Any]
+    minimum_io: int
+    optimal_io: int
+    discard_granularity: int
+    discard_alignment: int
 
     def __init__(self, device: Device, *, block_size: int = 0, readonly: bool = False) -> None:
         _check_facts(device)
