@@ -17,6 +17,7 @@ from iscsid.errors import BlockError, RejectError, ScsiError
 from iscsid.scsi.absent import AbsentUnit
 from iscsid.scsi.lu import LogicalUnit
 from iscsid.scsi.plan import Job, Read, Reply, Write
+from iscsid.scsi.sense import Reason
 from iscsid.session.connection import Established, TargetConnection
 from iscsid.session.transfer import Segment
 from iscsid.target.answers import Answers
@@ -307,6 +308,9 @@ class Engine:
     def _job(self, command: ScsiCommand, unit: LogicalUnit, plan: Job) -> None:
         """Gather the parameters, then run the job here or in the pool."""
         allowed = command.expected_data_transfer_length if command.flags & WRITE else 0
+        if plan.exact and allowed != plan.parameter_length:
+            self._refuse(command, ScsiError(Reason.INVALID_FIELD_IN_CDB))
+            return
         device = unit.device
         here = device.inline and plan.cost <= INLINE_COST
 
