@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for helpers.py
 
 SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")  # not in everybody's PATH, but tgtd, istgt and losetup live there
 
