@@ -58,14 +58,14 @@ from iscsid.wire.pdu import (
     TextResponse,
 )
 
-# ScsiDataIn and ScsiResponse as they go out in their thousands: opcode, flags, response, status, lengths, LUN, …
-_PACK_DATA_IN = Struct(">BBxBIQIIIIIIII").pack_into
-_PACK_RESPONSE = Struct(">BBBBIQIIIIIIII").pack_into
-_DATA_IN = ScsiDataIn.opcode
-_RESPONSE = ScsiResponse.opcode
+# ScsiDataIn and ScsiResponse as they go out in their thousands, all that is constant in one field: the first word; the
+# lengths; the task tag; the target transfer tag of a Data-In; StatSN, ExpCmdSN, MaxCmdSN. Pad bytes are packed as zeros.
+_PACK_DATA_IN = Struct(">4sI8xIIIII12x").pack_into
+_PACK_RESPONSE = Struct(">4s12xI4xIII12x").pack_into
+_DATA_IN_GOOD = bytes((ScsiDataIn.opcode, FINAL | STATUS, 0, 0))
+_RESPONSE_GOOD = bytes((ScsiResponse.opcode, FINAL, 0, 0))
 _DIGEST = Struct("<I")  # section 13.1 and RFC 3720 appendix B.4: the CRC goes out least significant byte first
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by length modulo 4
-_FINAL_WITH_STATUS = int(FINAL | STATUS)
 
 LEND_FROM = 16384  # shorter data is copied into the outbox: an iovec costs more than the copy
 NOP_DATA_LIMIT = 4096  # ping data that is echoed; 11.19 lets a target answer with less than it was sent
@@ -158,7 +158,7 @@ class TargetConnection:
                 continue
             else:
                 yield from self._other(pdu)
-            while (held := window.next_held()) is not None:
+            while window.held and (held := window.next_held()) is not None:
                 yield from self._dispatch(held)
             if self.closing:
                 return
@@ -293,8 +293,8 @@ class TargetConnection:
             self.stat_sn = (stat_sn + 1) & 0xFFFFFFFF
             outbox = self.outbox
             _PACK_DATA_IN(
-                outbox.buffer, outbox.end, _DATA_IN, _FINAL_WITH_STATUS, 0, length, 0, tag, 0xFFFFFFFF, stat_sn,
-                exp_cmd_sn, (exp_cmd_sn + window.size - window.active - 1) & 0xFFFFFFFF, 0, 0, 0,
+                outbox.buffer, outbox.end, _DATA_IN_GOOD, length, tag, 0xFFFFFFFF,
+                stat_sn, exp_cmd_sn, (exp_cmd_sn + window.ahead) & 0xFFFFFFFF,
             )  # fmt: skip
             outbox.commit(48 + length)
         else:
@@ -326,11 +326,10 @@ class TargetConnection:
             self.stat_sn = (stat_sn + 1) & 0xFFFFFFFF
             outbox = self.outbox
             _PACK_DATA_IN(
-                outbox.buffer, outbox.room(48), _DATA_IN, _FINAL_WITH_STATUS, 0, length, 0, tag, 0xFFFFFFFF, stat_sn,
-                exp_cmd_sn, (exp_cmd_sn + window.size - window.active - 1) & 0xFFFFFFFF, 0, 0, 0,
+                outbox.buffer, outbox.room(48), _DATA_IN_GOOD, length, tag, 0xFFFFFFFF,
+                stat_sn, exp_cmd_sn, (exp_cmd_sn + window.ahead) & 0xFFFFFFFF,
             )  # fmt: skip
-            outbox.commit(48)
-            outbox.lend(data)
+            outbox.commit_and_lend(48, data)
         else:
             self.data_in(tag, Segment(0, length, 0, True, True), data, 0, 0)
 
@@ -344,9 +343,8 @@ class TargetConnection:
         start = outbox.room(64)
         buffer = outbox.buffer
         _PACK_RESPONSE(
-            buffer, start, _RESPONSE, 0x80, 0, 0, 0, 0, tag, 0, stat_sn,
-            exp_cmd_sn, (exp_cmd_sn + window.size - window.active - 1) & 0xFFFFFFFF, 0, 0, 0,
-        )  # fmt: skip
+            buffer, start, _RESPONSE_GOOD, tag, stat_sn, exp_cmd_sn, (exp_cmd_sn + window.ahead) & 0xFFFFFFFF
+        )
         if self._header_digest:
             _DIGEST.pack_into(buffer, start + BHS_SIZE, crc32c(outbox.view[start : start + BHS_SIZE]))
         outbox.commit(self._header_size)

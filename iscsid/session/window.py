@@ -1,7 +1,7 @@
 """Which commands may come on a session, and in which order they are taken (RFC 7143 4.2.2.1).
 
 The window is what keeps a session's commands bounded: ``size`` commands may be unfinished, and MaxCmdSN tells the
-initiator how many more may follow. ``active`` counts those that were taken and not yet answered; its owner changes it.
+initiator how many more may follow. ``active`` counts those that were taken and not yet answered.
 """
 
 from __future__ import annotations
@@ -26,21 +26,34 @@ class CommandWindow(Generic[Request]):
     Attributes:
         exp_cmd_sn: the next CmdSN to be taken (ExpCmdSN).
         size: how many commands may be unfinished at once.
-        active: how many are.
+        active: how many are; ``began`` and ``ended`` count.
+        ahead: how far MaxCmdSN is ahead of ExpCmdSN, -1 when the window is closed.
+        held: requests that wait for their turn, by CmdSN.
     """
 
-    __slots__ = ("_held", "active", "exp_cmd_sn", "size")
+    __slots__ = ("active", "ahead", "exp_cmd_sn", "held", "size")
 
     def __init__(self, exp_cmd_sn: int, size: int) -> None:
         self.exp_cmd_sn = exp_cmd_sn
         self.size = size
         self.active = 0
-        self._held: dict[int, Request] = {}
+        self.ahead = size - 1
+        self.held: dict[int, Request] = {}
 
     @property
     def max_cmd_sn(self) -> int:
         """The last CmdSN that may come now. It never moves back: taking a command moves both ends of the window."""
-        return (self.exp_cmd_sn + self.size - self.active - 1) & serial.MASK
+        return (self.exp_cmd_sn + self.ahead) & serial.MASK
+
+    def began(self) -> None:
+        """A command was taken that is not answered yet."""
+        self.active += 1
+        self.ahead -= 1
+
+    def ended(self) -> None:
+        """Such a command is answered."""
+        self.active -= 1
+        self.ahead += 1
 
     def place(self, request: Request) -> bool:
         """Take ``request``, hold it for its turn, or ignore it; return whether it is to be executed now.
@@ -52,15 +65,15 @@ class CommandWindow(Generic[Request]):
         if ahead == 0:
             self.exp_cmd_sn = serial.add(request.cmd_sn, 1)
             return True
-        if ahead < self.size - self.active and request.cmd_sn not in self._held:
-            self._held[request.cmd_sn] = request
+        if ahead < self.size - self.active and request.cmd_sn not in self.held:
+            self.held[request.cmd_sn] = request
         return False
 
     def next_held(self) -> Request | None:
         """Take the held request whose turn has come, if there is one."""
-        if not self._held:
+        if not self.held:
             return None
-        request = self._held.pop(self.exp_cmd_sn, None)
+        request = self.held.pop(self.exp_cmd_sn, None)
         if request is not None:
             self.exp_cmd_sn = serial.add(self.exp_cmd_sn, 1)
         return request

@@ -81,7 +81,7 @@ class TaskSet:
                 raise RejectError(RejectReason.IMMEDIATE_COMMAND_REJECT, "too many immediate commands")
             self._immediate += 1
         else:
-            self._connection.window.active += 1
+            self._connection.window.began()
         self._tasks[command.initiator_task_tag] = task
 
     def end(self, task: Task) -> None:
@@ -90,5 +90,5 @@ class TaskSet:
         if task.command.immediate:
             self._immediate -= 1
         else:
-            self._connection.window.active -= 1
+            self._connection.window.ended()
         task.ended()

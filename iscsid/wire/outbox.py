@@ -74,6 +74,16 @@ class Outbox:
         self._ready.append(data)
         self._lent += len(data)
 
+    def commit_and_lend(self, length: int, data: memoryview) -> None:
+        """``commit`` and ``lend`` in one."""
+        end = self.end + length
+        start = self._start
+        ready = self._ready
+        ready.append(self.view[start:end])
+        ready.append(data)
+        self._start = self.end = end
+        self._lent += end - start + len(data)
+
     def segments(self) -> list[memoryview]:
         """Return what can go out in one ``sendmsg``; empty when nothing waits."""
         ready = self._ready
