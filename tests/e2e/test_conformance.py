@@ -43,7 +43,13 @@ FAMILIES = (
     "iSCSIdatasn",
 )
 PREPARATION_SKIPS = ("PERSISTENT RESERVE IN is not implemented",)  # it looks for leftover reservations before each test
-ALLOWED_SKIPS: dict[str, tuple[str, ...]] = {}
+NO_ZERO_BLOCKS = "does not support 0-blocks."  # VPD B0 says WSNZ: a WRITE SAME names its number of blocks
+ALLOWED_SKIPS: dict[str, tuple[str, ...]] = {
+    "StartStopUnit": ("Media is not removable.",),  # ejecting is not for us
+    "WriteSame10": (f"WRITESAME10 {NO_ZERO_BLOCKS}",),
+    "WriteSame16": (f"WRITESAME16 {NO_ZERO_BLOCKS}",),
+    "iSCSIResiduals": tuple(f"WRITEVERIFY{size} is not implemented." for size in (10, 12, 16)),
+}
 
 
 @dataclass(slots=True)
@@ -58,13 +64,15 @@ class Report:
 
 
 def parse_report(output: str) -> Report:
-    """Read CUnit's summary, the failures above it and the lines that the tests print when they skip something."""
+    """Read CUnit's summary, the failures above it and the lines that the tests print when they skip something.
+
+    A line with [FAILED] alone is none: iSCSIdatasn prints it when a command fails, which is what it wants.
+    """
     report = Report()
     found = re.search(r"^\s+tests\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s*$", output, re.MULTILINE)
     assert found, f"no summary in:\n{output[-3000:]}"
     report.total, report.ran, _, report.failed, _ = map(int, found.groups())
     report.failures = re.findall(r"^\s*\d+\. (test_\S+ .*)$", output, re.MULTILINE)
-    report.failures += [line.strip() for line in re.findall(r"\[FAILED\].*", output)]
     report.skips = [line.strip() for line in re.findall(r"\[SKIPPED\](.*)", output)]
     return report
 
@@ -85,10 +93,7 @@ def test_parse_report_reads_totals_failures_and_skips() -> None:
     )
     report = parse_report(output)
     assert (report.total, report.ran, report.failed) == (3, 2, 1)
-    assert report.failures == [
-        "test_read6_beyond_eol.c:42  - CU_ASSERT_EQUAL(ret,0)",
-        "[FAILED] READ6 should have failed",
-    ]
+    assert report.failures == ["test_read6_beyond_eol.c:42  - CU_ASSERT_EQUAL(ret,0)"]
     assert report.skips == ["PERSISTENT RESERVE IN is not implemented."]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from e2e_initiator import Closed, Initiator, steady
-from e2e_server import Server, run_judge, wait_until
+from e2e_server import Server, run_qemu_io, wait_until
 
 StartServer = Callable[..., Server]
 
@@ -49,8 +49,8 @@ def test_foreign_sessions_see_what_ours_has_written_and_flushed(
         ours.write(2048, b"\x5a" * 65536)
         ours.flush()
         for _ in range(4):  # spread over the other workers
-            assert "failed" not in run_judge("qemu-io", "-f", "raw", "-c", "read -P 0x5a 1M 64k", server.url())
-        run_judge("qemu-io", "-f", "raw", "-c", "write -P 0xa5 1M 64k", "-c", "flush", server.url())
+            run_qemu_io(server.url(), "read -P 0x5a 1M 64k")
+        run_qemu_io(server.url(), "write -P 0xa5 1M 64k", "flush")
         assert ours.read(2048, 128) == b"\xa5" * 65536
 
 
