@@ -11,9 +11,10 @@ Whoever fills the outbox looks at ``queued`` first and stops above a bound of it
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 CHUNK_SIZE = 1 << 20
-SPARE_CHUNKS = 2
+SPARE_SIZE = 2 * CHUNK_SIZE  # bytes of chunks that are kept for later beside the current one
 MAX_SEGMENTS = 512  # below IOV_MAX (1024): longer lists cost the kernel more than a second call
 
 
@@ -26,7 +27,7 @@ class Outbox:
         end: where the next byte goes, after a ``room`` the position that it returned.
     """
 
-    __slots__ = ("_lent", "_ready", "_sealed", "_spare", "_start", "buffer", "chunk_size", "end", "view")
+    __slots__ = ("_lent", "_ready", "_sealed", "_spare", "_start", "_taken", "buffer", "chunk_size", "end", "view")
 
     def __init__(self, chunk_size: int = CHUNK_SIZE) -> None:
         self.chunk_size = chunk_size
@@ -36,7 +37,9 @@ class Outbox:
         self.end = 0
         self._ready: deque[memoryview] = deque()
         self._lent = 0  # bytes in _ready
-        self._sealed: list[bytearray] = []  # full chunks of which something is still in _ready
+        self._taken = 0  # bytes of the stream that were sent
+        # Full chunks of which something is still in _ready, each with where in the stream its last byte was.
+        self._sealed: deque[tuple[int, bytearray]] = deque()
         self._spare: list[bytearray] = []
 
     @property
@@ -65,6 +68,8 @@ class Outbox:
 
     def lend(self, data: memoryview) -> None:
         """Append ``data`` itself; it must stay valid until it was sent."""
+        if not len(data):
+            return  # an empty segment would look like something to send
         end = self.end
         start = self._start
         if end > start:
@@ -75,7 +80,7 @@ class Outbox:
         self._lent += len(data)
 
     def commit_and_lend(self, length: int, data: memoryview) -> None:
-        """``commit`` and ``lend`` in one."""
+        """``commit`` and ``lend`` in one; ``data`` must not be empty."""
         end = self.end + length
         start = self._start
         ready = self._ready
@@ -95,13 +100,12 @@ class Outbox:
             ready.append(self.view[start:end])
             self._lent += end - start
             self._start = end
-        if len(ready) <= MAX_SEGMENTS:
-            return list(ready)
-        return [ready[index] for index in range(MAX_SEGMENTS)]
+        return list(ready) if len(ready) <= MAX_SEGMENTS else list(islice(ready, MAX_SEGMENTS))
 
     def sent(self, count: int) -> None:
         """Forget the first ``count`` bytes: the socket has taken them."""
         ready = self._ready
+        self._taken += count
         if not ready:
             self._start += count
         elif count == self._lent:
@@ -113,15 +117,13 @@ class Outbox:
                 first = ready[0]
                 if count < len(first):
                     ready[0] = first[count:]
-                    return
+                    break
                 count -= len(first)
                 ready.popleft()
-            return
+        if self._sealed:
+            self._recycle()
         if self._start == self.end and not ready:
             self._start = self.end = 0
-            if self._sealed:
-                self._spare = self._sealed[:SPARE_CHUNKS]
-                self._sealed = []
 
     def clear(self) -> None:
         """Drop everything, and the borrowed memory with it."""
@@ -129,16 +131,28 @@ class Outbox:
         self._sealed.clear()
         self._lent = self._start = self.end = 0
 
+    def _recycle(self) -> None:
+        """Let go of the chunks that were sent whole, also while what follows them waits: a peer may read for ever and
+        never take everything."""
+        sealed = self._sealed
+        while sealed and sealed[0][0] <= self._taken:
+            chunk = sealed.popleft()[1]
+            if sum(map(len, self._spare)) + len(chunk) <= SPARE_SIZE:
+                self._spare.append(chunk)
+
     def _next_chunk(self, length: int) -> None:
         """Seal what was built and go on in a chunk with room for ``length`` bytes."""
         if self.end > self._start:
             self._ready.append(self.view[self._start : self.end])
             self._lent += self.end - self._start
         if self.buffer:
-            self._sealed.append(self.buffer)
-        if self._spare and len(self._spare[-1]) >= length:
-            self.buffer = self._spare.pop()
-        else:
-            self.buffer = bytearray(max(self.chunk_size, length))
+            self._sealed.append((self._taken + self._lent, self.buffer))
+        self.buffer = self._spare_of(length)
         self.view = memoryview(self.buffer)
         self._start = self.end = 0
+
+    def _spare_of(self, length: int) -> bytearray:
+        for index, chunk in enumerate(self._spare):
+            if len(chunk) >= length:
+                return self._spare.pop(index)
+        return bytearray(max(self.chunk_size, length))
