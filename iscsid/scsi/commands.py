@@ -171,6 +171,8 @@ COMMANDS: tuple[Command, ...] = (
          _UNMAP_BIT, _MAYBE, rw.write_same_16, True, _DISK, _WRITING, _REPORTED, _LONG),
     _row(_Op.SERVICE_ACTION_IN_16, _Sa.READ_CAPACITY_16, "9e 10 0000000000000000 ffffffff 00 00",
          (), _IN, report.read_capacity_16, False, _DISK, _ANY, _REPORTED, _SHORT),
+    _row(_Op.SERVICE_ACTION_IN_16, _Sa.GET_LBA_STATUS, "9e 12 ffffffffffffffff ffffffff 00 00",
+         (), _IN, report.get_lba_status, False, _THIN, _READING, _REPORTED, _LONG),
     _row(_Op.REPORT_LUNS, None, "a0 00 ff 000000 ffffffff 00 00",
          (), _IN, report.report_luns, False, _DISK, _ANY, _EXEMPT, _SHORT),
     _row(_Op.MAINTENANCE_IN, _Sa.REPORT_SUPPORTED_OPERATION_CODES, "a3 0c 87 ff ffff ffffffff 00 00",

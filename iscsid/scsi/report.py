@@ -1,13 +1,17 @@
-"""What a unit tells of itself: READ CAPACITY, REPORT LUNS, REPORT SUPPORTED OPERATION CODES and task management."""
+"""What a unit tells of itself: READ CAPACITY, GET LBA STATUS, REPORT LUNS, REPORT SUPPORTED OPERATION CODES and task
+management functions."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from iscsid.block.device import Content, Extent
 from iscsid.errors import ScsiError
-from iscsid.scsi.plan import Plan, Reply
+from iscsid.scsi.plan import Job, Plan, Reply
 from iscsid.scsi.sense import Reason
 
 if TYPE_CHECKING:
@@ -34,6 +38,47 @@ def read_capacity_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
         provisioning = _LBPME | (_LBPRZ if lu.device.discard_zeroes else 0)
     data = _CAPACITY_16.pack(lu.blocks - 1, lu.block_size, 0, exponent & 0x0F, provisioning)
     return Reply(data[: int.from_bytes(cdb[10:14], "big")])
+
+
+# -- GET LBA STATUS (SBC-3 5.6) --------------------------------------------------------------------------------------
+
+_LBA_STATUS_HEADER, _LBA_STATUS = struct.Struct(">I4x"), struct.Struct(">QIB3x")
+_MAPPED, _DEALLOCATED = 0, 1
+_MAX_LBA_STATUS = 1024  # descriptors in one answer: what an initiator does with an endless map is to ask again
+
+
+def get_lba_status(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    """SBC-3 5.6: which blocks from an LBA on are allocated, by the medium's own map."""
+    lba, allocation_length = int.from_bytes(cdb[2:10], "big"), int.from_bytes(cdb[10:14], "big")
+    if lba >= lu.blocks:
+        raise ScsiError(Reason.LBA_OUT_OF_RANGE, information=lba)
+    # At least one descriptor, cut off or not: there is nothing shorter to say.
+    room = (allocation_length - _LBA_STATUS_HEADER.size) // _LBA_STATUS.size
+    count = min(max(room, 1), _MAX_LBA_STATUS)
+    return Job(partial(_lba_status, lu, lba, count, allocation_length))
+
+
+def _lba_status(lu: LogicalUnit, lba: int, count: int, allocation_length: int, _data: memoryview) -> bytes:
+    offset = lba << lu.shift
+    extents = lu.device.block_status(offset, (lu.blocks << lu.shift) - offset)
+    descriptors = b"".join(
+        _LBA_STATUS.pack(
+            extent.offset >> lu.shift,
+            min(extent.length >> lu.shift, 0xFFFFFFFF),
+            _DEALLOCATED if extent.content & Content.HOLE else _MAPPED,
+        )
+        for extent in islice(_contiguous(extents, lu.shift), count)
+    )
+    # PARAMETER DATA LENGTH does not count itself.
+    return (_LBA_STATUS_HEADER.pack(len(descriptors) + 4) + descriptors)[:allocation_length]
+
+
+def _contiguous(extents: Iterable[Extent], shift: int) -> Iterator[Extent]:
+    """The extents up to the first that one descriptor cannot hold: the next descriptor must begin where it ends."""
+    for extent in extents:
+        yield extent
+        if extent.length >> shift > 0xFFFFFFFF:
+            return
 
 
 # -- REPORT LUNS (SPC-4 6.33) ----------------------------------------------------------------------------------------

@@ -100,8 +100,8 @@ def test_only_three_commands_pass_a_unit_attention() -> None:
         ),
         (
             Reservation.READING,
-            "READ_6 READ_10 READ_12 READ_16 VERIFY_10 VERIFY_12 VERIFY_16 REPORT_SUPPORTED_OPERATION_CODES "
-            "REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS",
+            "READ_6 READ_10 READ_12 READ_16 VERIFY_10 VERIFY_12 VERIFY_16 GET_LBA_STATUS "
+            "REPORT_SUPPORTED_OPERATION_CODES REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS",
         ),
     ],
 )
@@ -140,5 +140,5 @@ def test_operation_code_and_bytes_behind_the_cdb_are_never_forbidden(command: Co
     assert forbidden >> 8 * len(command.usage) == 0
 
 
-def test_only_unmap_needs_provisioning() -> None:
-    assert [command.name for command in COMMANDS if command.needs is not Feature.DISK] == ["UNMAP"]
+def test_what_needs_provisioning() -> None:
+    assert [command.name for command in COMMANDS if command.needs is not Feature.DISK] == ["UNMAP", "GET_LBA_STATUS"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from iscsid.block.device import Content, Extent
 from iscsid.scsi.report import lun_field
 from iscsid.scsi.sense import Reason
 
@@ -72,6 +73,64 @@ def test_read_capacity_16_is_cut_to_the_allocation_length(unit, length: int) -> 
 @pytest.mark.parametrize("cdb", ["25 00 00000001 0000 00 00", "25 00 00000000 0000 01 00"])
 def test_read_capacity_10_with_obsolete_fields_is_refused(unit, cdb: str) -> None:
     assert unit.refusal(cdb).reason is Reason.INVALID_FIELD_IN_CDB
+
+
+# -- GET LBA STATUS: SBC-3 5.6.2 --------------------------------------------------------------------------------------
+
+
+def _with_map(unit, *extents: Extent):
+    """Let the medium have this allocation map."""
+
+    def block_status(offset: int, length: int) -> list[Extent]:
+        cut = [(max(start, offset), start + size, content) for start, size, content in extents]
+        return [Extent(start, end - start, content) for start, end, content in cut if end > start]
+
+    unit.memory.block_status = block_status
+    return unit
+
+
+HOLE, DATA = Content.HOLE | Content.ZERO, Content.DATA
+MAP = (Extent(0, 4096, DATA), Extent(4096, 8192, HOLE), Extent(12288, 2048 * 512 - 12288, DATA))
+
+
+def test_get_lba_status_byte_by_byte(unit) -> None:
+    assert _with_map(unit, *MAP).run("9e 12 0000000000000000 000000ff 00 00") == bytes.fromhex(
+        "00000034 00000000"  # PARAMETER DATA LENGTH: three descriptors and the four bytes after it
+        "0000000000000000 00000008 00 000000"  # mapped
+        "0000000000000008 00000010 01 000000"  # deallocated
+        "0000000000000018 000007e8 00 000000"
+    )
+
+
+def test_get_lba_status_begins_at_the_block_that_is_asked_for(unit) -> None:
+    data = _with_map(unit, *MAP).run("9e 12 000000000000000a 00000018 00 00")
+    assert data == bytes.fromhex("00000014 00000000 000000000000000a 0000000e 01 000000")
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 20, 24, 40, 55, 56, 100])
+def test_get_lba_status_is_cut_to_the_allocation_length(unit, length: int) -> None:
+    data = _with_map(unit, *MAP).run(f"9e 12 0000000000000000 {length:08x} 00 00")
+    assert len(data) == min(length, 8 + 16 * min(3, max(1, (length - 8) // 16)))
+
+
+def test_get_lba_status_beyond_the_end_is_refused(unit) -> None:
+    assert unit.refusal("9e 12 0000000000000800 000000ff 00 00").reason is Reason.LBA_OUT_OF_RANGE
+
+
+def test_get_lba_status_of_an_endless_map_has_an_end(make_unit: Callable) -> None:
+    unit = make_unit(4096)
+    _with_map(unit, *(Extent(block * 512, 512, (DATA, HOLE)[block & 1]) for block in range(4096)))
+    assert len(unit.run("9e 12 0000000000000000 ffffffff 00 00")) == 8 + 16 * 1024
+
+
+def test_get_lba_status_of_a_device_without_a_map_is_all_mapped(make_unit: Callable) -> None:
+    data = make_unit(lacks=("block_status",)).run("9e 12 0000000000000000 000000ff 00 00")
+    assert data == bytes.fromhex("00000014 00000000 0000000000000000 00000800 00 000000")
+
+
+def test_get_lba_status_without_provisioning_is_not_there(make_unit: Callable) -> None:
+    refusal = make_unit(lacks=("discard",)).refusal("9e 12 0000000000000000 000000ff 00 00")
+    assert refusal.reason is Reason.INVALID_FIELD_IN_CDB
 
 
 # -- REPORT LUNS: SPC-4 6.33 ------------------------------------------------------------------------------------------
@@ -195,7 +254,7 @@ def test_command_that_is_not_supported_is_told_so(unit, option: int, opcode: int
 
 @pytest.mark.parametrize("option", [2, 3])
 def test_service_action_that_is_not_supported_is_told_so(unit, option: int) -> None:
-    assert unit.run(rsoc(option, 0x9E, 0x12))[1] == 0x01
+    assert unit.run(rsoc(option, 0x9E, 0x13))[1] == 0x01
     assert unit.run(rsoc(option, 0x9E, 0x100))[1] == 0x01
 
 
