@@ -74,6 +74,8 @@ class WriteTransfer:
 
     def accept(self, tag: int, data_sn: int, offset: int, length: int, final: bool) -> None:
         """Take the next Data-Out PDU into account, or raise TransferError for one that breaks the sequence."""
+        if not (self.unsolicited or self._grants):
+            raise TransferError("data that nobody has asked for")
         if tag != self._expect_tag:
             raise TransferError(f"target transfer tag {tag:#x} where {self._expect_tag:#x} was due")
         if data_sn != self._data_sn:
