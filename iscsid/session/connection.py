@@ -31,6 +31,7 @@ from iscsid.wire.const import (
     STATUS,
     UNDERFLOW,
     AsyncEvent,
+    LoginStatus,
     RejectReason,
 )
 from iscsid.wire.digest import crc32c
@@ -59,7 +60,7 @@ from iscsid.wire.pdu import (
 )
 
 # ScsiDataIn and ScsiResponse as they go out in their thousands, all that is constant in one field: the first word; the
-# lengths; the task tag; the target transfer tag of a Data-In; StatSN, ExpCmdSN, MaxCmdSN. Pad bytes are packed as zeros.
+# lengths; the task tag; the target transfer tag of a Data-In; StatSN, ExpCmdSN, MaxCmdSN. Pad bytes are packed as 0.
 _PACK_DATA_IN = Struct(">4sI8xIIIII12x").pack_into
 _PACK_RESPONSE = Struct(">4s12xI4xIII12x").pack_into
 _DATA_IN_GOOD = bytes((ScsiDataIn.opcode, FINAL | STATUS, 0, 0))
@@ -69,6 +70,10 @@ _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by length modulo 4
 
 LEND_FROM = 16384  # shorter data is copied into the outbox: an iovec costs more than the copy
 NOP_DATA_LIMIT = 4096  # ping data that is echoed; 11.19 lets a target answer with less than it was sent
+# Bytes waiting to be sent from which on only plain commands are heard. Whoever owns the socket stops reading long
+# before; this is for requests that came in one piece and whose answers are many times their size.
+OUTPUT_LIMIT = 32 << 20
+_DATA_DIGEST_ERROR = int(RejectReason.DATA_DIGEST_ERROR)
 
 Request = NopOut | ScsiCommand | TaskManagementRequest | TextRequest | LogoutRequest
 Answer = NopIn | ScsiResponse | TaskManagementResponse | TextResponse | LogoutResponse | AsyncMessage | Reject | R2T
@@ -100,6 +105,7 @@ class TargetConnection:
     __slots__ = (
         "_header_digest",
         "_header_size",
+        "_login_request",
         "_negotiator",
         "_ping_tag",
         "_plain",
@@ -121,6 +127,7 @@ class TargetConnection:
         self.outbox = Outbox()
         self.parameters = Parameters()
         self._negotiator: Negotiator | None = None
+        self._login_request: LoginRequest | None = None  # the last one, without data
         self.window: CommandWindow[Request] = CommandWindow(0, queue_depth)
         self.stat_sn = 0
         self.closing = False
@@ -141,7 +148,7 @@ class TargetConnection:
         rejects and the login are dealt with here. Raises RemoteProtocolError when the connection cannot go on; what
         is in ``outbox`` then (a Reject, a Login Response) is still to be sent.
         """
-        pdus = self.framer.pdus()
+        pdus = iter(()) if self.closing else self.framer.pdus()
         while self.login is not None:
             request = next(pdus, None)
             if request is None:
@@ -150,7 +157,7 @@ class TargetConnection:
                 yield Established()
         window = self.window
         for pdu in pdus:
-            if type(pdu) is ScsiCommand and pdu.cmd_sn == window.exp_cmd_sn and not pdu.immediate:
+            if type(pdu) is ScsiCommand and pdu.cmd_sn == window.exp_cmd_sn and not pdu.immediate and window.ahead >= 0:
                 window.exp_cmd_sn = (pdu.cmd_sn + 1) & 0xFFFFFFFF
                 yield pdu
             elif type(pdu) is ScsiDataOut:
@@ -158,14 +165,18 @@ class TargetConnection:
                 continue
             else:
                 yield from self._other(pdu)
-            while window.held and (held := window.next_held()) is not None:
-                yield from self._dispatch(held)
+            if window.held:
+                yield from self._turns()
             if self.closing:
                 return
 
     def _log_in(self, login: TargetLogin, request: Pdu | DamagedPdu) -> bool:
         """Give one PDU to the login; return whether full feature phase begins."""
         if not isinstance(request, LoginRequest):
+            if self._login_request is not None:
+                # Section 6.3: a login that has begun is answered, one that has not is not.
+                self._emit(login.failure(self._login_request, LoginStatus.INVALID_DURING_LOGIN))
+            self.closing = True
             raise RemoteProtocolError("something other than a Login Request before full feature phase")
         try:
             for response in login.receive(request):
@@ -175,6 +186,8 @@ class TargetConnection:
             self.closing = True
             raise
         if not login.done:
+            request.data = b""
+            self._login_request = request
             return False
         self._establish(login)
         return True
@@ -183,7 +196,7 @@ class TargetConnection:
         parameters = self.parameters = login.parameters
         self.window.exp_cmd_sn = login.exp_cmd_sn
         self.stat_sn = login.stat_sn
-        self.login = None
+        self.login = self._login_request = None
         self._negotiator = login.negotiator
         framer = self.framer
         framer.max_data_segment_length = parameters.max_recv_data_segment_length
@@ -195,7 +208,13 @@ class TargetConnection:
 
     def _other(self, pdu: Pdu | DamagedPdu) -> Iterator[Event]:
         """Deal with what is not simply the next command."""
+        if self.outbox.queued > OUTPUT_LIMIT:
+            raise RemoteProtocolError("requests whose answers are not taken")
         if isinstance(pdu, DamagedPdu):
+            refused = pdu.pdu
+            if isinstance(refused, Request) and not refused.immediate and pdu.reason != _DATA_DIGEST_ERROR:
+                # It may not be sent again (11.17.1), so nothing else will ever fill its place.
+                self.window.skip(refused.cmd_sn)
             self.reject(pdu.reason, pdu.header)
             yield pdu
         elif isinstance(pdu, SnackRequest):
@@ -204,13 +223,13 @@ class TargetConnection:
         elif isinstance(pdu, LoginRequest):
             self.reject(RejectReason.PROTOCOL_ERROR, pdu.pack())
             raise RemoteProtocolError("a Login Request in full feature phase")
-        elif isinstance(pdu, Request):
-            if pdu.immediate:
-                yield from self._dispatch(pdu)
-                return
-            pdu.data = bytes(pdu.data)  # it may have to wait for its turn
-            if self.window.place(pdu):
-                yield from self._dispatch(pdu)
+        elif isinstance(pdu, Request) and (pdu.immediate or self.window.place(pdu)):
+            yield from self._dispatch(pdu)
+
+    def _turns(self) -> Iterator[Event]:
+        """Deal with the requests that were held and whose turn has come; none after a logout."""
+        while not self.closing and (held := self.window.next_held()) is not None:
+            yield from self._dispatch(held)
 
     def _dispatch(self, pdu: Request) -> Iterator[Event]:
         if isinstance(pdu, NopOut):
@@ -224,7 +243,7 @@ class TargetConnection:
             self.pinged = False
         if pdu.initiator_task_tag != RESERVED_TAG:
             limit = min(NOP_DATA_LIMIT, self.parameters.peer_max_recv_data_segment_length)
-            self.send(NopIn(lun=pdu.lun, initiator_task_tag=pdu.initiator_task_tag, data=bytes(pdu.data[:limit])))
+            self.send(NopIn(initiator_task_tag=pdu.initiator_task_tag, data=bytes(pdu.data[:limit])))
 
     # --- output -----------------------------------------------------------------------------------------------------
 
@@ -244,9 +263,7 @@ class TargetConnection:
         """
         assert self._negotiator is not None
         answer = self._negotiator.answer([(key, value)], Phase.FULL_FEATURE)
-        declared = self._negotiator.declared("MaxRecvDataSegmentLength")
-        if isinstance(declared, int):
-            self.parameters.peer_max_recv_data_segment_length = declared
+        self.parameters.declared_again(self._negotiator)
         return answer
 
     def reject(self, reason: int, header: bytes | memoryview) -> None:
@@ -286,7 +303,7 @@ class TargetConnection:
 
     def data_in_commit(self, tag: int, length: int) -> None:
         """Send the memory of the last ``data_in_room`` as the whole data-in of a command that ends with GOOD."""
-        if self._plain and not length & 3:
+        if self._plain and length and not length & 3:
             window = self.window
             exp_cmd_sn = window.exp_cmd_sn
             stat_sn = self.stat_sn
@@ -297,8 +314,10 @@ class TargetConnection:
                 stat_sn, exp_cmd_sn, (exp_cmd_sn + window.ahead) & 0xFFFFFFFF,
             )  # fmt: skip
             outbox.commit(48 + length)
-        else:
+        elif length:
             self.data_in_commit_segment(tag, Segment(0, length, 0, True, True), 0, 0)
+        else:
+            self.good(tag)  # Data-In PDUs without data are to be avoided (section 11.7.7)
 
     def data_in_commit_segment(self, tag: int, segment: Segment, expected: int, length: int) -> None:
         """Send the memory of the last ``data_in_room`` as one Data-In PDU of several; as ``data_in`` otherwise."""
@@ -319,7 +338,7 @@ class TargetConnection:
     def data_in_lend(self, tag: int, data: memoryview) -> None:
         """Send ``data`` where it lies as the whole data-in of a command that ends with GOOD."""
         length = len(data)
-        if self._plain and not length & 3:
+        if self._plain and length and not length & 3:
             window = self.window
             exp_cmd_sn = window.exp_cmd_sn
             stat_sn = self.stat_sn
@@ -330,8 +349,10 @@ class TargetConnection:
                 stat_sn, exp_cmd_sn, (exp_cmd_sn + window.ahead) & 0xFFFFFFFF,
             )  # fmt: skip
             outbox.commit_and_lend(48, data)
-        else:
+        elif length:
             self.data_in(tag, Segment(0, length, 0, True, True), data, 0, 0)
+        else:
+            self.good(tag)
 
     def good(self, tag: int) -> None:
         """Answer a command without data-in, sense or residual by GOOD."""
@@ -355,7 +376,7 @@ class TargetConnection:
         ``expected`` is the command's EDTL, ``length`` what the command had to deliver. Long ``data`` is lent to the
         outbox, but not under a data digest, which would not fit any more if the bytes changed before they are sent.
         """
-        self._emit(self._data_in_header(tag, segment, data, expected, length), lend=not self.data_digest)
+        self._emit(self._data_in_header(tag, segment, data, expected, length), lend=True)
 
     def _data_in_header(self, tag: int, segment: Segment, data: memoryview, expected: int, length: int) -> ScsiDataIn:
         window = self.window
@@ -390,7 +411,8 @@ class TargetConnection:
         )
 
     def _emit(self, pdu: Pdu, *, lend: bool = False) -> None:
-        """Frame ``pdu``: header, its digest, data, padding, its digest. Only long data is lent, not copied."""
+        """Frame ``pdu``: header, its digest, data, padding, its digest. ``lend`` lets long data go without a copy, where
+        no digest is taken of it."""
         outbox = self.outbox
         header = pdu.pack()
         outbox.put(header)
@@ -400,13 +422,16 @@ class TargetConnection:
         length = len(data)
         if not length:
             return
-        if lend and isinstance(data, memoryview) and length > LEND_FROM:
+        if lend and not self.data_digest and isinstance(data, memoryview) and length > LEND_FROM:
             outbox.lend(data)
         else:
             outbox.put(data)
-        outbox.put(_PADDING[length & 3])
+        padding = _PADDING[length & 3]
         if self.data_digest:
-            outbox.put(_DIGEST.pack(crc32c(_PADDING[length & 3], crc32c(data))))
+            # Of the copy: memory that others write to may have changed since.
+            copy = outbox.view[outbox.end - length : outbox.end]
+            padding += _DIGEST.pack(crc32c(padding, crc32c(copy)))
+        outbox.put(padding)
 
 
 def residual(expected: int, length: int) -> tuple[int, int]:

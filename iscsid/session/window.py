@@ -1,7 +1,11 @@
 """Which commands may come on a session, and in which order they are taken (RFC 7143 4.2.2.1).
 
 The window is what keeps a session's commands bounded: ``size`` commands may be unfinished, and MaxCmdSN tells the
-initiator how many more may follow. ``active`` counts those that were taken and not yet answered.
+initiator how many more may follow. ``active`` counts those that were taken and not yet answered. An initiator that does
+not keep to MaxCmdSN is not heard: what is beyond it is dropped.
+
+Commands come in order on a connection, so one is held only where another before it was lost to a wrong digest. As many
+as the window has, each with at most one data segment, may be held.
 """
 
 from __future__ import annotations
@@ -9,12 +13,14 @@ from __future__ import annotations
 from typing import Generic, Protocol, TypeVar
 
 from iscsid import serial
+from iscsid.wire.pdu import Data
 
 
 class Numbered(Protocol):
     """A request PDU with a command sequence number."""
 
     cmd_sn: int
+    data: Data
 
 
 Request = TypeVar("Request", bound=Numbered)
@@ -58,16 +64,24 @@ class CommandWindow(Generic[Request]):
     def place(self, request: Request) -> bool:
         """Take ``request``, hold it for its turn, or ignore it; return whether it is to be executed now.
 
-        What lies outside the window, or came before, is ignored without an answer, as the RFC asks. A held request
-        must own its data: the caller copies it before.
+        What lies outside the window, or came before, is ignored without an answer, as the RFC asks. Only a request that
+        is held gets a copy of its data.
         """
-        ahead = serial.distance(self.exp_cmd_sn, request.cmd_sn)
-        if ahead == 0:
+        distance = serial.distance(self.exp_cmd_sn, request.cmd_sn)
+        if distance > self.ahead:
+            return False
+        if distance == 0:
             self.exp_cmd_sn = serial.add(request.cmd_sn, 1)
             return True
-        if ahead < self.size - self.active and request.cmd_sn not in self.held:
+        if request.cmd_sn not in self.held:
+            request.data = memoryview(bytes(request.data))
             self.held[request.cmd_sn] = request
         return False
+
+    def skip(self, cmd_sn: int) -> None:
+        """Use up the number of a command that was refused before it was looked at, if it is its turn."""
+        if cmd_sn == self.exp_cmd_sn and self.ahead >= 0:
+            self.exp_cmd_sn = serial.add(cmd_sn, 1)
 
     def next_held(self) -> Request | None:
         """Take the held request whose turn has come, if there is one."""
