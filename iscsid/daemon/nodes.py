@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from iscsid.block.device import Support
+from iscsid.block.device import Device, Support
 from iscsid.block.guard import Guarded
 from iscsid.daemon.boot import WorkerBoot
+from iscsid.daemon.pool import Pool
 from iscsid.errors import BlockError, Fault, IscsidError
 from iscsid.scsi.lu import Identity, LogicalUnit
 from iscsid.specs import LunSpec, TargetSpec
@@ -18,6 +22,7 @@ from iscsid.text.keys import TARGET_OFFERS
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0  # how long writes go to the pool after the loop has waited for a medium
+CLOSE_SECONDS = 30.0  # what flushing and closing may take, when nobody is there to kill a worker that takes longer
 
 
 class NodeError(IscsidError):
@@ -36,7 +41,7 @@ class Nodes:
                 if boot.serves(target.name):
                     self.by_name[target.name] = _open_target(boot, target)
         except NodeError:
-            self.close()
+            self.close(flush=False)
             raise
 
     def stalled(self, now: float) -> None:
@@ -61,24 +66,41 @@ class Nodes:
                 device.write_now = write_now
             self._slow.clear()
 
-    def flush(self) -> None:
-        """Put everything that was written on its medium; what fails is logged."""
-        for node in self.by_name.values():
-            for device in node.devices():
-                try:
-                    device.flush()
-                except (BlockError, OSError) as error:
-                    log.error("%s: flush failed: %s", node.name, error)
+    def close(self, seconds: float = CLOSE_SECONDS, *, flush: bool = True, release: bool = True) -> None:
+        """Put everything that was written on its medium, and close the devices; what fails is logged.
 
-    def close(self) -> None:
-        """Close every device."""
+        A device that takes longer than ``seconds`` is given up; all of them do it at the same time, so it delays no
+        other. Without ``release`` they stay open, because calls that hang still use them.
+        """
+        pool = Pool()
+        left: set[tuple[str, int]] = set()
         for node in self.by_name.values():
             for device in node.devices():
-                try:
-                    device.close()
-                except (BlockError, OSError) as error:
-                    log.error("%s: close failed: %s", node.name, error)
+                key = (node.name, id(device))
+                left.add(key)
+                pool.submit(partial(_part, device, flush, release), partial(_parted, left, key))
+        if not pool.wait(seconds):
+            for name in sorted({name for name, _ in left}):
+                log.error("%s: not flushed and closed within %g seconds", name, seconds)
+        pool.close(0.0 if left else seconds)
         self.by_name.clear()
+        self._slow.clear()
+
+
+def _part(device: Guarded, flush: bool, release: bool) -> None:
+    try:
+        if flush:
+            with device.lock:
+                device.flush()
+    finally:
+        if release:
+            device.close()
+
+
+def _parted(left: set[tuple[str, int]], key: tuple[str, int], _result: Any, error: Exception | None) -> None:
+    left.discard(key)
+    if error is not None:
+        log.error("%s: flush or close failed: %s", key[0], error)
 
 
 def _later(_data: memoryview, _offset: int) -> None:
@@ -90,8 +112,11 @@ def _open_target(boot: WorkerBoot, target: TargetSpec) -> TargetNode:
     for lun in target.luns:
         try:
             units[lun.lun] = _open_unit(boot, target, lun)
-        except (IscsidError, OSError) as error:
-            raise NodeError(f"{target.name} LUN {lun.lun}: {error}") from error
+        except Exception as error:  # a device of a stranger may raise anything
+            for unit in units.values():
+                _discard(unit.device)
+            words = str(error) if isinstance(error, IscsidError | OSError) else f"{type(error).__name__}: {error}"
+            raise NodeError(f"{target.name} LUN {lun.lun}: {words}") from error
     offers = {**TARGET_OFFERS, **target.parameters}
     return TargetNode(target.name, units, alias=target.alias, offers=offers)
 
@@ -100,12 +125,22 @@ def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec) -> LogicalUni
     options = boot.prepared.get((target.name, lun.lun), lun.options)
     role = "readonly" if lun.readonly else "owner" if target.name in boot.owners else "worker"
     device = boot.plugins.open(lun.backend, options, role)
-    for layer in lun.layers:
-        device = boot.plugins.wrap(device, layer.layer, layer.options)
-    guarded = Guarded(device, block_size=lun.block_size, readonly=lun.readonly)
-    if guarded.size >> 64:
-        raise BlockError(Fault.INVALID, "larger than an initiator can address")
-    if guarded.serialised:
-        guarded.lock = threading.Lock()
-    name = f"{target.name},L,0x{lun.lun:016x}"
-    return LogicalUnit(guarded, Identity(lun.serial, name, lun.vendor, lun.product))
+    try:
+        for layer in lun.layers:
+            device = boot.plugins.wrap(device, layer.layer, layer.options)
+        guarded = Guarded(device, block_size=lun.block_size, readonly=lun.readonly)
+        if guarded.size >> 64:
+            raise BlockError(Fault.INVALID, "larger than an initiator can address")
+        if guarded.serialised:
+            guarded.lock = threading.Lock()
+        name = f"{target.name},L,0x{lun.lun:016x}"
+        return LogicalUnit(guarded, Identity(lun.serial, name, lun.vendor, lun.product))
+    except Exception:
+        _discard(device)
+        raise
+
+
+def _discard(device: Device | Guarded) -> None:
+    """Close a device whose target cannot be served for another reason, which is the one to be told."""
+    with contextlib.suppress(Exception):
+        device.close()

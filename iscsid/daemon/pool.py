@@ -7,13 +7,19 @@ calls may wait is bounded by those who submit: the command windows of the sessio
 
 from __future__ import annotations
 
+import logging
 import os
+import select
 import threading
+import time
 from collections import deque
 from queue import SimpleQueue
 from typing import Any
 
+from iscsid.errors import BlockError, Fault
 from iscsid.target.task import Done, Run
+
+log = logging.getLogger(__name__)
 
 MAX_THREADS = 16  # enough to keep a disk's queue busy; more only take turns at the interpreter's lock
 JOIN_SECONDS = 1.0
@@ -31,19 +37,24 @@ class Pool:
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self._finished: deque[tuple[Done, Any, Exception | None]] = deque()
         self._threads: list[threading.Thread] = []
+        self._closed = False
 
     def fileno(self) -> int:
         """Readable when ``collect`` has something to do."""
         return self._event
 
+    @property
+    def threads(self) -> int:
+        """How many threads there are, at work or not."""
+        return len(self._threads)
+
     def submit(self, run: Run, done: Done) -> None:
-        """Call ``run()`` in a thread, then ``done(result, error)`` in ``collect``."""
+        """Call ``run()`` in a thread, then ``done(result, error)`` in ``collect``. ``done`` should not raise."""
         self.outstanding += 1
-        if self.outstanding > len(self._threads) < self._max_threads:
-            thread = threading.Thread(target=self._serve, name=f"pool-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        self._work.put((run, done))
+        if self.outstanding > len(self._threads) < self._max_threads and not self._start_thread():
+            self._finish(done, None, BlockError(Fault.NO_RESOURCES, "no thread can be started"))
+        else:
+            self._work.put((run, done))
 
     def collect(self) -> None:
         """Report what has finished."""
@@ -54,26 +65,69 @@ class Pool:
         for _ in range(len(self._finished)):
             done, result, error = self._finished.popleft()
             self.outstanding -= 1
-            done(result, error)
+            try:
+                done(result, error)
+            except Exception:  # a bug of one, which must not cost the others what they wait for
+                log.exception("the end of a call could not be reported")
 
-    def close(self) -> None:
-        """End the threads; one that hangs in a medium is left behind (it is a daemon thread)."""
+    def wait(self, seconds: float) -> bool:
+        """Collect until nothing is outstanding; False when the time is up before."""
+        deadline = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(self._event, select.POLLIN)
+        while self.outstanding:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            poll.poll(left * 1000)
+            self.collect()
+        return True
+
+    def close(self, seconds: float = JOIN_SECONDS) -> bool:
+        """End the threads, after what was submitted; False when some hang in a medium after ``seconds``.
+
+        Those are left behind. They are daemon threads, so they keep no process alive, but their devices are in use.
+        """
+        if self._closed:
+            return True
+        self._closed = True
+        deadline = time.monotonic() + seconds
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
-            thread.join(JOIN_SECONDS)
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            return False  # and the eventfd stays theirs: its number must not become somebody else's
         os.close(self._event)
-        self._event = -1
+        return True
+
+    def _start_thread(self) -> bool:
+        """Start one thread more; False when there is none at all and none to be had."""
+        thread = threading.Thread(target=self._serve, name=f"pool-{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # a limit of the system's; those that there are do it
+            return bool(self._threads)
+        self._threads.append(thread)
+        return True
 
     def _serve(self) -> None:
         while (work := self._work.get()) is not None:
-            run, done = work
-            result, error = None, None
-            try:
-                result = run()
-            except Exception as exc:  # whatever it is, it belongs to the one who asked
-                error = exc
-            self._finished.append((done, result, error))
-            if self._event < 0:
-                return
-            os.eventfd_write(self._event, 1)
+            self._perform(*work)
+            del work  # what it holds would otherwise live until the next one comes
+
+    def _perform(self, run: Run, done: Done) -> None:
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = run()
+        except Exception as exc:  # whatever it is, it belongs to the one who asked
+            error = exc
+        except BaseException as exc:  # sys.exit() in a plugin ends no thread of ours
+            error = BlockError(Fault.INTERNAL, f"the device raised {type(exc).__name__}")
+            error.__cause__ = exc
+        self._finish(done, result, error)
+
+    def _finish(self, done: Done, result: Any, error: Exception | None) -> None:
+        self._finished.append((done, result, error))
+        os.eventfd_write(self._event, 1)
