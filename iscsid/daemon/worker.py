@@ -2,6 +2,10 @@
 
 The loop waits for sockets, for the pool and for the supervisor, in one epoll. Everything that a session does happens
 in it, except the calls that wait for a medium. It beats the heart itself, so a loop that hangs is found out.
+
+A session that is over is kept in ``_leaving`` while calls of it are in the pool: only then the supervisor hears of its
+end, and only then the next session of the same nexus executes anything. A write that was under way when the connection
+broke can so never land on top of what the initiator, on its next connection, has written in its place.
 """
 
 from __future__ import annotations
@@ -16,10 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from iscsid.daemon.boot import ExitCode, WorkerBoot
-from iscsid.daemon.channel import Channel
-from iscsid.daemon.link import Link
+from iscsid.daemon.channel import Channel, ChannelFull
+from iscsid.daemon.link import READ, Farewell, Held, Link
 from iscsid.daemon.nodes import NodeError, Nodes
-from iscsid.daemon.pool import Pool
+from iscsid.daemon.pool import JOIN_SECONDS, Pool
 from iscsid.session.connection import TargetConnection
 from iscsid.session.login_target import Admission, TargetLogin
 from iscsid.shared.messages import (
@@ -39,7 +43,6 @@ from iscsid.shared.messages import (
 )
 from iscsid.target.discovery import DiscoveredTarget, send_targets
 from iscsid.target.engine import Engine
-from iscsid.target.node import TargetNode
 from iscsid.target.task import Done, Run
 from iscsid.text.codec import Pair
 from iscsid.text.keys import DISCOVERY
@@ -50,10 +53,15 @@ from iscsid.wire.pdu import LoginRequest
 log = logging.getLogger(__name__)
 
 QUEUE_DEPTH = 128  # commands that one session may have unfinished
-RECEIVE_BUFFER = 512 << 10  # holds the longest PDU and most of the next one; small enough to stay in the cache
+FIRST_BUFFER = 64 << 10  # bytes to receive into, and to send from, for a link that has little to say;
+FIRST_CHUNK = 16 << 10  # one that has more gets more (see link.py), so that many idle sessions cost little
 TICK_SECONDS = 1.0
-STALL_SECONDS = 0.05  # a turn of the loop that took longer has waited for a medium
+STALL_SECONDS = 0.05  # a turn of the loop that took longer has waited for a medium,
+STALL_SHARE = 0.005  # or has had many events to see to, for each of which this much is no wonder
 LOGOUT_SECONDS = 2.0  # of a graceful stop: what idle sessions get to log out by themselves
+MAX_FAREWELLS = 256  # connections that are over and wait for the initiator to close; others are just closed
+REASON_LIMIT = 2000  # characters of BootFailed, whatever a plugin has to say
+TOLD_SECONDS = 1.0  # how long the last messages may wait for the supervisor to read
 
 
 def run(channel: Channel, boot: WorkerBoot) -> int:
@@ -61,7 +69,7 @@ def run(channel: Channel, boot: WorkerBoot) -> int:
     try:
         nodes = Nodes(boot)
     except NodeError as error:
-        channel.send(BootFailed(str(error)))
+        channel.send(BootFailed(str(error)[:REASON_LIMIT]))
         return ExitCode.BOOT_FAILED
     # What is alive now lives as long as the worker: keep the collector from walking it again and again.
     gc.collect()
@@ -83,6 +91,8 @@ class Worker:
         self._nodes = nodes
         self._pool = Pool()
         self._links: dict[int, Link] = {}
+        self._farewells: set[Farewell] = set()
+        self._leaving: set[Engine] = set()  # closed, with calls in the pool
         self._answered: set[Link] = set()  # by the calls that were just collected
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {
@@ -100,9 +110,10 @@ class Worker:
         self._commands = 0
         self._read_bytes = 0
         self._written_bytes = 0
+        self._closed = False
 
     def run(self) -> int:
-        """Go round until there is nothing left to do."""
+        """Go round until there is nothing left to do, and close."""
         self._channel.send(Ready())
         monotonic = time.monotonic
         handlers = self._handlers
@@ -119,22 +130,41 @@ class Worker:
             now = monotonic()
             self._busy += now - started
             if now - started > STALL_SECONDS:
-                self._nodes.stalled(now)
+                self._stalled(now, now - started, len(ready))
             if now >= self._next_tick:
                 self._tick(now)
             if self._stop_at is not None and self._may_stop(now):
-                self._channel.send(Stopped())
+                self.close()
+                self._tell_last(Stopped())
                 return ExitCode.OK
 
     def close(self) -> None:
-        """Give everything back: what was written goes to the media first."""
+        """Give everything back, within a bounded time: what was written goes to the media first."""
+        if self._closed:
+            return
+        self._closed = True
         for link in list(self._links.values()):
             link.close("server stopped")
-        self._pool.close()
-        self._nodes.flush()
-        self._nodes.close()
-        self._channel.flush()
+        for farewell in list(self._farewells):
+            farewell.close()
+        ended = self._pool.wait(JOIN_SECONDS) and self._pool.close()
+        if not ended:
+            log.error("%d calls hang in their media", self._pool.outstanding)
+        self._nodes.close(release=ended)
         self._epoll.close()
+
+    def _tell_last(self, message: Message) -> None:
+        self._send(message)
+        deadline = time.monotonic() + TOLD_SECONDS
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLOUT)
+        while self._channel.wants_write and (left := deadline - time.monotonic()) > 0:
+            poll.poll(left * 1000)
+            self._channel.flush()
+
+    def _stalled(self, now: float, seconds: float, events: int) -> None:
+        if seconds > STALL_SECONDS + STALL_SHARE * events:
+            self._nodes.stalled(now)
 
     # --- the supervisor ---------------------------------------------------------------------------------------------
 
@@ -149,6 +179,8 @@ class Worker:
         self._watch_channel()
 
     def _watch_channel(self) -> None:
+        if self._closed:
+            return
         fd = self._channel.fileno()
         if self._channel.eof:
             if self._handlers.pop(fd, None):
@@ -157,7 +189,13 @@ class Worker:
             self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if self._channel.wants_write else 0))
 
     def _send(self, message: Message) -> None:
-        self._channel.send(message)
+        try:
+            self._channel.send(message)
+        except ChannelFull as error:
+            # Nothing is lost that it would have read: it has been hanging for long, or is gone.
+            log.error("the supervisor does not read: %s", error)
+            self._stop_at = time.monotonic()
+            return
         if self._channel.wants_write:
             self._watch_channel()
 
@@ -175,60 +213,112 @@ class Worker:
     # --- connections ------------------------------------------------------------------------------------------------
 
     def _connect(self, connect: Connect, fd: int | None) -> None:
-        rejoins = any(self._of_session(connect.tsih))
-        claimed = bool(connect.tsih) and not rejoins
+        claimed = bool(connect.tsih) and not any(self._of_session(connect.tsih))
         if fd is None or self._stop_at is not None:
             if fd is not None:
                 os.close(fd)
-            if claimed:
-                self._send(SessionClosed(connect.tsih, "the worker could not take the connection"))
-            return
-        link = Link(socket.socket(fileno=fd), connect, time.monotonic(), self._changed, self._closed)
-        link.claimed = claimed
+            taken = False
+        else:
+            taken = self._adopt(connect, fd, claimed)
+        if claimed and not taken:
+            self._send(SessionClosed(connect.tsih, "the worker could not take the connection"))
+
+    def _adopt(self, connect: Connect, fd: int, claimed: bool) -> bool:
+        """Make a link of a descriptor, which is closed if that fails."""
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError as error:
+            log.error("%s: not a socket: %s", connect.peer, error)
+            os.close(fd)
+            return False
+        try:
+            link = Link(sock, connect, time.monotonic(), self)
+            link.claimed = claimed
+            link.engine = self._engine_for(link)
+            self._epoll.register(fd, READ)
+        except OSError as error:
+            log.warning("%s: the connection cannot be taken: %s", connect.peer, error)
+            sock.close()
+            return False
+        self._links[fd] = link
+        self._handlers[fd] = link.on_event
+        return True
+
+    def _engine_for(self, link: Link) -> Engine:
+        connect = link.connect
         login = TargetLogin(
             lambda target, _initiator, kind: self._authorize(connect, target, kind),
             tsih=connect.tsih or 1,
-            rejoin=self._rejoin,
+            rejoin=lambda request: self._rejoin(link, request),
             command_window=QUEUE_DEPTH,
         )
-        link.engine = Engine(
-            TargetConnection(login, QUEUE_DEPTH, RECEIVE_BUFFER),
+        connection = TargetConnection(login, QUEUE_DEPTH, FIRST_BUFFER)
+        connection.outbox.chunk_size = FIRST_CHUNK
+        return Engine(
+            connection,
             lambda name: self._nodes.by_name[normalize(name)],
             lambda engine, pairs: self._answer_text(link, engine, pairs),
             lambda run, done: self._submit(link, run, done),
             lambda engine: self._established(link, engine),
         )
-        self._links[link.fileno()] = link
-        self._handlers[link.fileno()] = link.on_event
-        self._epoll.register(link.fileno(), select.EPOLLIN)
 
     def _of_session(self, tsih: int) -> Iterator[Link]:
         """The links of a session that is open."""
         return (link for link in list(self._links.values()) if tsih and link.claimed and link.connect.tsih == tsih)
 
-    def _changed(self, link: Link, mask: int) -> None:
-        """``link`` waits for something else than before; 0: for nothing, it is about to be closed."""
-        if mask:
-            self._epoll.modify(link.fileno(), mask)
-        else:
-            self._epoll.unregister(link.fileno())
-            del self._links[link.fileno()]
-            del self._handlers[link.fileno()]
+    def watch(self, link: Link, mask: int) -> None:
+        """See ``link.Owner``."""
+        self._epoll.modify(link.fileno(), mask)
 
-    def _closed(self, link: Link, reason: str) -> None:
+    def forget(self, link: Link) -> None:
+        """See ``link.Owner``."""
+        fd = link.fileno()
+        del self._links[fd], self._handlers[fd]
+        self._epoll.unregister(fd)
+
+    def over(self, link: Link, reason: str) -> None:
+        """See ``link.Owner``."""
         engine = link.engine
         self._commands += engine.commands
         self._read_bytes += engine.read_bytes
         self._written_bytes += engine.written_bytes
         log.info("%s: %s", link.connect.peer, reason)
-        if link.claimed:
-            self._send(SessionClosed(link.connect.tsih, reason))
+
+        def left() -> None:
+            self._leaving.discard(engine)
+            if link.claimed:
+                self._send(SessionClosed(link.connect.tsih, reason))
+
+        self._leaving.add(engine)
+        engine.when_idle(left)
+
+    def linger(self, sock: socket.socket) -> None:
+        """See ``link.Owner``."""
+        try:
+            if len(self._farewells) >= MAX_FAREWELLS or self._closed:
+                sock.close()
+                return
+            farewell = Farewell(sock, time.monotonic(), self._parted)
+            self._epoll.register(farewell.fileno(), READ)
+        except OSError:  # the initiator has closed before us
+            sock.close()
+            return
+        self._farewells.add(farewell)
+        self._handlers[farewell.fileno()] = farewell.on_event
+
+    def _parted(self, farewell: Farewell) -> None:
+        self._farewells.discard(farewell)
+        del self._handlers[farewell.fileno()]
+        self._epoll.unregister(farewell.fileno())
 
     def _submit(self, link: Link, run: Run, done: Done) -> None:
         """Hand a call to the pool; what it answers is sent with the answers of the others that finish with it."""
 
         def finished(result: Any, error: Exception | None) -> None:
-            done(result, error)
+            try:
+                done(result, error)
+            except Exception:
+                link.fail()
             self._answered.add(link)
 
         self._pool.submit(run, finished)
@@ -253,8 +343,10 @@ class Worker:
             return LoginStatus.NOT_FOUND
         return Admission(offers=node.offers, alias=node.alias, portal_group_tag=node.portal_group_tag)
 
-    def _rejoin(self, request: LoginRequest) -> int:
+    def _rejoin(self, link: Link, request: LoginRequest) -> int:
         """A second connection for a session: MaxConnections is 1."""
+        # The TSIH is another connection's, even if its session has ended while this one was on its way.
+        link.claimed = False
         known = any(self._of_session(request.tsih))
         return LoginStatus.TOO_MANY_CONNECTIONS if known else LoginStatus.SESSION_DOES_NOT_EXIST
 
@@ -264,7 +356,7 @@ class Worker:
         link.established = link.idle_since = now
         parameters = engine.connection.parameters
         if engine.node is not None:
-            self._reinstate(link, engine, engine.node)
+            self._succeed(link, engine)
         info = SessionInfo(
             initiator=parameters.initiator_name,
             isid=parameters.isid,
@@ -283,19 +375,18 @@ class Worker:
         if link.claimed:
             self._send(SessionOpened(link.connect.tsih, info))
 
-    def _reinstate(self, link: Link, engine: Engine, node: TargetNode) -> None:
-        parameters = engine.connection.parameters
+        if link.held:
+            raise Held
+
+    def _succeed(self, link: Link, engine: Engine) -> None:
+        """Close the sessions of the same nexus, and wait for what they, and those before them, have in the pool."""
         for other in list(self._links.values()):
-            old = other.engine
-            if (
-                other is not link
-                and old.node is node
-                and old.connection.parameters.isid == parameters.isid
-                and old.connection.parameters.initiator_name == parameters.initiator_name
-            ):
+            if other is not link and _same_nexus(other.engine, engine):
                 other.close("the initiator has logged in again")
+        for predecessor in self._leaving:
+            if _same_nexus(predecessor, engine):
                 link.hold()
-                old.when_idle(link.release)
+                predecessor.when_idle(link.release)
 
     def _answer_text(self, link: Link, engine: Engine, pairs: Sequence[Pair]) -> Sequence[Pair]:
         """Answer a text in full feature phase: SendTargets; nothing else is up for negotiation."""
@@ -318,6 +409,8 @@ class Worker:
         spec = self._spec
         for link in list(self._links.values()):
             link.tick(now, spec.login_timeout, spec.nop_interval, spec.nop_timeout)
+        for farewell in [farewell for farewell in self._farewells if now > farewell.deadline]:
+            farewell.close()
         self._nodes.tick(now)
         self._channel.flush()
         self._beat(now)
@@ -371,7 +464,13 @@ class Worker:
             if late or not (patient or link.engine.busy):
                 link.close("server is stopping")
         self._next_tick = min(self._next_tick, now + 0.1)
-        return late or not (self._links or self._pool.outstanding)
+        return late or not (self._links or self._pool.outstanding or (patient and self._farewells))
+
+
+def _same_nexus(one: Engine, other: Engine) -> bool:
+    """Whether two sessions are of one initiator port and one target port (RFC 7143 4.4.3.1)."""
+    mine, yours = one.connection.parameters, other.connection.parameters
+    return one.node is other.node and mine.isid == yours.isid and mine.initiator_name == yours.initiator_name
 
 
 def _normalized(name: str) -> str:
