@@ -8,12 +8,23 @@ from iscsid.errors import BlockError, Fault, ScsiError
 from iscsid.scsi.const import Status
 from iscsid.scsi.sense import build_sense, reason_of
 from iscsid.session.connection import TargetConnection
+from iscsid.wire.const import READ, WRITE
 from iscsid.wire.pdu import ScsiCommand, pack_sense
 
 log = logging.getLogger(__name__)
 
 GOOD = int(Status.GOOD)
 CHECK_CONDITION = int(Status.CHECK_CONDITION)
+_BOTH = int(READ | WRITE)
+
+
+def expected_length(command: ScsiCommand, direction: int) -> int:
+    """Return how many bytes the initiator expects to move in ``direction``, READ or WRITE.
+
+    The EDTL of a command with both bits is that of the data-out (RFC 7143 11.3.4); none here moves data both ways.
+    """
+    flags = command.flags
+    return command.expected_data_transfer_length if flags & (direction | WRITE) == direction else 0
 
 
 class Answers:
@@ -24,9 +35,18 @@ class Answers:
     def __init__(self, connection: TargetConnection) -> None:
         self._connection = connection
 
-    def good(self, command: ScsiCommand, length: int) -> None:
-        """GOOD for a command that moved, or had to move, ``length`` bytes."""
+    def good(self, command: ScsiCommand, length: int, direction: int) -> None:
+        """GOOD for a command that had ``length`` bytes to move in ``direction``, and moved as many as it could.
+
+        An initiator that expects nothing in that direction gets a residual that says that nothing was moved: all of
+        what it expects in the other one, or else all of ``length`` (section 11.4.5).
+        """
         expected = command.expected_data_transfer_length
+        if length and not expected_length(command, direction):
+            if not command.flags & _BOTH:
+                expected = 0
+            if expected:
+                length = 0
         if length == expected:
             self._connection.good(command.initiator_task_tag)
         else:

@@ -57,11 +57,6 @@ class DataInQueue:
         self._starved: deque[ReadTask] = deque()  # need the pool, and MAX_PIECES are under way
         self._pieces = 0
 
-    @property
-    def waiting(self) -> bool:
-        """Reads wait for the outbox: a new one has to queue behind them."""
-        return bool(self._ready)
-
     def read(self, command: ScsiCommand, device: Guarded, offset: int, length: int, allowed: int) -> None:
         """Begin to read ``length`` bytes, of which the initiator takes ``allowed`` (> 0)."""
         plan = DataInPlan(self._connection.parameters, min(length, allowed))

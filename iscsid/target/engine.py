@@ -20,9 +20,9 @@ from iscsid.scsi.plan import Job, Read, Reply, Write
 from iscsid.scsi.sense import Reason
 from iscsid.session.connection import Established, TargetConnection
 from iscsid.session.transfer import Segment
-from iscsid.target.answers import Answers
+from iscsid.target.answers import Answers, expected_length
 from iscsid.target.data_in import QUEUE_LIMIT, DataInQueue, ReadTask
-from iscsid.target.data_out import DataOutCollector, WriteTask
+from iscsid.target.data_out import DataOutCollector, WriteTask, announces_data
 from iscsid.target.management import TaskManager
 from iscsid.target.node import Nexus, TargetNode
 from iscsid.target.task import Done, Submit, Task, TaskSet
@@ -87,13 +87,15 @@ class Engine:
         self._answers = Answers(connection)
         self._data_in = DataInQueue(connection, self.tasks, self._answers, self._submit)
         self._data_out = DataOutCollector(connection, self.tasks, self._answers)
-        self._management = TaskManager(connection, self.tasks, self.abort)
+        self._management = TaskManager(connection, self.tasks, self.abort_all, lambda lun: lun in self._units)
         self._units: Mapping[int, LogicalUnit] = {}
         self._absent = AbsentUnit()
         self._nexus = Nexus()
         self._in_flight = 0  # calls in the pool
         self._when_idle: list[Callable[[], None]] = []
         self._longest_read = 0  # what fits into one Data-In PDU
+        self._longest_write = 0  # what may come as immediate data
+        self._logging_out = False
         self._handlers: dict[type, Callable[[Any], None]] = {
             Established: self._on_established,
             ScsiCommand: self._on_command,
@@ -101,7 +103,7 @@ class Engine:
             TaskManagementRequest: self._management.request,
             TextRequest: self._text.request,
             LogoutRequest: self._on_logout,
-            DamagedPdu: self._data_out.damaged,
+            DamagedPdu: self._on_damaged,
         }
         self._starters: dict[type, Callable[[ScsiCommand, LogicalUnit, Any], None]] = {
             Read: self._read,
@@ -148,7 +150,9 @@ class Engine:
 
     def renegotiate(self, key: str, value: str) -> Sequence[Pair]:
         """Answer a key, other than SendTargets, of a Text Request."""
-        return self.connection.renegotiate(key, value)
+        answer = self.connection.renegotiate(key, value)
+        self._take_lengths()
+        return answer
 
     def when_idle(self, then: Callable[[], None]) -> None:
         """Call ``then``, at once or later, when nothing of a closed session runs in the pool any more.
@@ -170,12 +174,36 @@ class Engine:
         elif isinstance(task, ReadTask):
             self._data_in.abort(task)
 
+    def abort_all(self, tasks: Sequence[Task], then: Callable[[], None]) -> None:
+        """Abort ``tasks``; call ``then`` when the last one has stopped: a write in the pool is still writing."""
+        left = len(tasks)
+
+        def ended() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                then()
+
+        if not tasks:
+            then()
+        for task in tasks:
+            task.when_ended(ended)
+        # The youngest first: they wait for what the older ones hold, and need not get it any more.
+        for task in reversed(tasks):
+            self.abort(task)
+
     # --- events -----------------------------------------------------------------------------------------------------
+
+    def _take_lengths(self) -> None:
+        """Look up, once and not per command, how much one PDU may carry."""
+        parameters = self.connection.parameters
+        self._longest_read = min(parameters.peer_max_recv_data_segment_length, parameters.max_burst_length)
+        self._longest_write = parameters.first_burst_length if parameters.immediate_data else 0
 
     def _on_established(self, _: Established) -> None:
         parameters = self.connection.parameters
-        self._longest_read = min(parameters.peer_max_recv_data_segment_length, parameters.max_burst_length)
-        if parameters.target_name:
+        self._take_lengths()
+        if not parameters.discovery:  # a discovery session may name a target as well, and gets none
             node = self.node = self._node_of(parameters.target_name)
             self._units = node.units
             self._nexus = node.nexus(parameters.initiator_name, parameters.isid)
@@ -207,19 +235,41 @@ class Engine:
         data = plan.data
         self._after_unsolicited(command, lambda: self._deliver(command, data))
 
+    def _on_damaged(self, damage: DamagedPdu) -> None:
+        """Data was lost to a wrong digest. Its PDU was rejected, and the command it belongs to fails (section 7.8)."""
+        pdu = damage.pdu
+        if isinstance(pdu, ScsiDataOut):
+            self._data_out.damaged(pdu)
+        elif isinstance(pdu, ScsiCommand) and damage.reason == RejectReason.DATA_DIGEST_ERROR:
+            # Its header is right, so its CmdSN is used up; without that the session would wait for it for ever.
+            # Where its turn is still to come, it is executed without its data, which is then asked for.
+            if pdu.immediate or self.connection.window.place(pdu):
+                self._answers.fail(pdu, ScsiError(Reason.PROTOCOL_SERVICE_CRC_ERROR))
+
     def _on_logout(self, request: LogoutRequest) -> None:
-        """Close the session, which is also what closing its only connection does (section 11.14)."""
+        """Close the session, which is also what closing its only connection does (section 11.14).
+
+        The answer says that it is closed, so it waits for what of it is in the pool: the initiator may log in again
+        and write in the same place.
+        """
+        if self._logging_out:
+            raise RejectError(RejectReason.PROTOCOL_ERROR, "a second logout")
         connection = self.connection
         if request.reason == LogoutReason.REMOVE_CONNECTION_FOR_RECOVERY:
             code = LogoutResponseCode.RECOVERY_NOT_SUPPORTED
         elif request.reason == LogoutReason.CLOSE_CONNECTION and request.cid != connection.parameters.cid:
             code = LogoutResponseCode.CID_NOT_FOUND
         else:
-            code = LogoutResponseCode.CLOSED
-            for task in self.tasks:
-                self.abort(task)
-            connection.closing = True
+            self._logging_out = True
+            self.abort_all(list(self.tasks), lambda: self._log_out(request))
+            return
         connection.send(LogoutResponse(response=code, initiator_task_tag=request.initiator_task_tag))
+
+    def _log_out(self, request: LogoutRequest) -> None:
+        connection = self.connection
+        connection.closing = True
+        tag = request.initiator_task_tag
+        connection.send(LogoutResponse(response=LogoutResponseCode.CLOSED, initiator_task_tag=tag))
 
     # --- plans ------------------------------------------------------------------------------------------------------
 
@@ -247,11 +297,10 @@ class Engine:
             except (BlockError, OSError) as error:
                 self._answers.fail(command, error)
                 return
-        allowed = command.expected_data_transfer_length if flags & READ else 0
+        allowed = expected_length(command, READ)
         self.read_bytes += min(length, allowed)
-        if not allowed or flags & WRITE or not flags & FINAL:
-            # The initiator does not take the data at all: GOOD, and the residual tells (11.4.5).
-            self._after_unsolicited(command, lambda: self._answers.good(command, length))
+        if not allowed:
+            self._after_unsolicited(command, lambda: self._answers.good(command, length, READ))
         else:
             self._data_in.read(command, unit.device, plan.offset, length, allowed)
 
@@ -259,10 +308,10 @@ class Engine:
         length = plan.length
         data = command.data
         flags = command.flags
-        self.written_bytes += length
         if (
             len(data) == length
             and length == command.expected_data_transfer_length
+            and length <= self._longest_write
             and flags & _DIRECTION == _WHOLE_WRITE
             and not plan.fua
         ):
@@ -270,20 +319,22 @@ class Engine:
                 # Data that is there is a slice of the receive buffer.
                 unit.device.write_now(data, plan.offset)  # type: ignore[arg-type]
                 self.connection.good(command.initiator_task_tag)
+                self.written_bytes += length
                 return
             except BlockingIOError:
                 pass
             except (BlockError, OSError) as error:
-                self._answers.fail(command, error, writes=True)
+                self._answers.fail(command, error, writes=True, sent=length)
                 return
         self._write_later(command, unit, plan)
 
     def _write_later(self, command: ScsiCommand, unit: LogicalUnit, plan: Write) -> None:
         """A write that takes several PDUs, the pool, or has a residual."""
         device = unit.device
-        allowed = command.expected_data_transfer_length if command.flags & WRITE else 0
+        allowed = expected_length(command, WRITE)
         # Blocks that are not whole are not written; the residual says so.
         wanted = min(plan.length, allowed - allowed % device.block_size)
+        self.written_bytes += wanted
 
         def write(task: WriteTask, data: memoryview) -> bytes:
             if data:
@@ -307,7 +358,7 @@ class Engine:
 
     def _job(self, command: ScsiCommand, unit: LogicalUnit, plan: Job) -> None:
         """Gather the parameters, then run the job here or in the pool."""
-        allowed = command.expected_data_transfer_length if command.flags & WRITE else 0
+        allowed = expected_length(command, WRITE)
         if plan.exact and allowed != plan.parameter_length:
             self._refuse(command, ScsiError(Reason.INVALID_FIELD_IN_CDB))
             return
@@ -328,10 +379,10 @@ class Engine:
 
     def _deliver(self, command: ScsiCommand, data: Data) -> None:
         """GOOD with ``data``, cut to what the initiator expects."""
-        expected = command.expected_data_transfer_length
-        length = min(len(data), expected if command.flags & READ else 0)
+        expected = expected_length(command, READ)
+        length = min(len(data), expected)
         if not length:
-            self._answers.good(command, len(data))
+            self._answers.good(command, len(data), READ)
         elif length <= self._longest_read and self.connection.outbox.queued < QUEUE_LIMIT:
             segment = Segment(0, length, 0, final=True, last=True)
             self.connection.data_in(command.initiator_task_tag, segment, memoryview(data)[:length], expected, len(data))
@@ -344,15 +395,10 @@ class Engine:
 
     def _after_unsolicited(self, command: ScsiCommand, answer: Callable[[], None]) -> None:
         """Answer a command that wants no data-out; unsolicited data that it announced is awaited before."""
-        if command.final:
+        if announces_data(command):
+            self._data_out.collect(command, 0, lambda task: self._data_out.end(task, answer))
+        else:
             answer()
-            return
-
-        def finish(task: WriteTask) -> None:
-            self._data_out.end(task)
-            answer()
-
-        self._data_out.collect(command, 0, finish)
 
     def _conclude(self, task: WriteTask, run: Callable[[], Data], length: int, *, writes: bool) -> None:
         """Run the last step of a task here, and answer it."""
@@ -379,15 +425,17 @@ class Engine:
         self._submit(locked, done)
 
     def _answer(self, task: WriteTask, result: Data, error: Exception | None, length: int, *, writes: bool) -> None:
-        self._data_out.end(task)
-        if task.aborted:
-            return
-        if error is not None:
-            self._answers.fail(task.command, error, writes=writes, sent=task.transfer.received)
-        elif result:
-            self._deliver(task.command, result)
-        else:
-            self._answers.good(task.command, length)
+        def answer() -> None:
+            if task.aborted:
+                return
+            if error is not None:
+                self._answers.fail(task.command, error, writes=writes, sent=task.transfer.received)
+            elif result:
+                self._deliver(task.command, result)
+            else:
+                self._answers.good(task.command, length, WRITE)
+
+        self._data_out.end(task, answer)
 
     def _submit(self, run: Callable[[], Any], done: Done) -> None:
         """Hand ``run`` to the pool; nothing is heard of it when the session is over by then."""
