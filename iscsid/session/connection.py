@@ -411,8 +411,10 @@ class TargetConnection:
         )
 
     def _emit(self, pdu: Pdu, *, lend: bool = False) -> None:
-        """Frame ``pdu``: header, its digest, data, padding, its digest. ``lend`` lets long data go without a copy, where
-        no digest is taken of it."""
+        """Frame ``pdu``: header, its digest, data, padding, its digest.
+
+        ``lend`` lets long data go without a copy, where no digest is taken of it.
+        """
         outbox = self.outbox
         header = pdu.pack()
         outbox.put(header)
