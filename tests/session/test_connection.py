@@ -5,7 +5,6 @@ raises RemoteProtocolError or is answered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -744,12 +743,14 @@ def test_any_requests_come_out_once_and_in_order(requests: list[Any], kind: str,
     assert len(answers) == len(pings) + sum(isinstance(one, SnackRequest) for one in requests)
 
 
-def noise() -> Iterator[st.SearchStrategy[bytes]]:
-    yield st.binary(max_size=200)
-    yield st.builds(
-        lambda first, middle, lengths, rest, data: (
-            bytes([first, middle, 0, 0]) + lengths.to_bytes(4, "big") + rest + data
-        ),
+def pdu_like(head: tuple[int, int], lengths: int, rest: bytes, data: bytes) -> bytes:
+    return bytes([*head, 0, 0]) + lengths.to_bytes(4, "big") + rest + data
+
+
+NOISE = st.one_of(
+    st.binary(max_size=200),
+    st.builds(
+        pdu_like,
         st.tuples(
             st.sampled_from([0, 1, 2, 4, 5, 6, 0x10, 0x40, 0x41, 0x44, 0x46, 0x20, 0x3F]),
             st.integers(0, 255),
@@ -757,11 +758,12 @@ def noise() -> Iterator[st.SearchStrategy[bytes]]:
         st.integers(0, 60) | st.sampled_from([1 << 24, 2 << 24 | 4]),
         st.binary(min_size=40, max_size=40),
         st.binary(max_size=64),
-    )
+    ),
+)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.one_of(*noise()), max_size=6), st.sampled_from(sorted(DIGESTS)), st.booleans())
+@given(st.lists(NOISE, max_size=6), st.sampled_from(sorted(DIGESTS)), st.booleans())
 def test_noise_raises_remote_protocol_error_and_nothing_else(pieces: list[bytes], kind: str, login: bool) -> None:
     pair = Pair(DIGESTS[kind], login=login)
     try:
