@@ -371,7 +371,10 @@ def _guarded_view(guard: Guarded, view: Callable[[int, int], memoryview]) -> Cal
     def guarded(offset: int, length: int) -> memoryview:
         if offset < 0 or length < 0 or offset + length > size or (offset | length) & mask:
             _refuse(offset, length, size, block_size)
-        return view(offset, length)
+        try:
+            return view(offset, length)
+        except Exception as error:
+            _rethrow(error, writing=False)
 
     return guarded
 
@@ -383,10 +386,14 @@ def _refuse(offset: int, length: int, size: int, block_size: int) -> NoReturn:
 
 
 def _rethrow(error: Exception, writing: bool) -> NoReturn:
-    if isinstance(error, (BlockError, OSError)):
-        raise error
-    words = f"the device raised {type(error).__name__}: {error}"
-    raise BlockError(fault_of(error, writing), words) from error
+    try:
+        if isinstance(error, (BlockError, OSError)):
+            raise error
+        words = f"the device raised {type(error).__name__}: {error}"
+        raise BlockError(fault_of(error, writing), words) from error
+    finally:
+        # The traceback holds this frame. Without the cycle all that it holds, buffers above all, is freed at once.
+        del error
 
 
 def _would_block(buffer: memoryview, offset: int) -> None:

@@ -616,6 +616,27 @@ def test_closed_device_is_not_called() -> None:
     assert device.calls == [("close",)]
 
 
+def test_view_that_raises_something_else_is_a_failure_of_the_device() -> None:
+    class Torn(Able):
+        def view(self, offset: int, length: int) -> memoryview:
+            raise ValueError("mmap closed or invalid")
+
+    assert fault(lambda: Guarded(Torn()).view(0, 512)) is Fault.INTERNAL
+
+
+def test_buffer_of_a_call_that_failed_is_free_when_the_error_is_dealt_with() -> None:
+    class Waiting(Able):
+        def read_nowait(self, buffer: memoryview, offset: int) -> None:
+            raise BlockingIOError
+
+    guard = Guarded(Waiting(threading=Threading.PARALLEL))
+    memory = bytearray(512)
+    with pytest.raises(BlockingIOError) as caught:
+        guard.read_now(memoryview(memory), 0)
+    del caught
+    memory.clear()  # BufferError while anything holds a view of it
+
+
 def test_close_that_fails_says_so_and_is_done() -> None:
     class Sticky(Plain):
         def close(self) -> None:
