@@ -18,6 +18,7 @@ from iscsid.session.transfer import TransferError, WriteTransfer
 from iscsid.target.answers import Answers
 from iscsid.target.task import Task, TaskSet
 from iscsid.wire.const import FINAL, RESERVED_TAG, WRITE
+from iscsid.wire.framer import DamagedPdu
 from iscsid.wire.pdu import ScsiCommand, ScsiDataOut
 
 GATHER_LIMIT = 64 << 20  # bytes of data-out that one session may have asked for and not yet used
@@ -110,11 +111,15 @@ class DataOutCollector:
         self._store(task, offset, data)
         self._go_on(task)
 
-    def damaged(self, pdu: ScsiDataOut) -> None:
-        """A PDU came with a wrong data digest and was rejected; the task that lost data by it fails (section 7.8)."""
-        task = self._tasks.get(pdu.initiator_task_tag)
-        if isinstance(task, WriteTask) and not task.running:
-            self._abandon(task, ScsiError(Reason.PROTOCOL_SERVICE_CRC_ERROR))
+    def damaged(self, damage: DamagedPdu) -> None:
+        """A PDU came with a wrong data digest and was rejected; the task that lost data by it fails (section 7.8).
+
+        Nothing is to be done for a command that lost its immediate data: the initiator sends all of it again.
+        """
+        if isinstance(damage.pdu, ScsiDataOut):
+            task = self._tasks.get(damage.pdu.initiator_task_tag)
+            if isinstance(task, WriteTask) and not task.running:
+                self._abandon(task, ScsiError(Reason.PROTOCOL_SERVICE_CRC_ERROR))
 
     def _go_on(self, task: WriteTask) -> None:
         transfer = task.transfer

@@ -103,7 +103,7 @@ class Engine:
             TaskManagementRequest: self._management.request,
             TextRequest: self._text.request,
             LogoutRequest: self._on_logout,
-            DamagedPdu: self._on_damaged,
+            DamagedPdu: self._data_out.damaged,
         }
         self._starters: dict[type, Callable[[ScsiCommand, LogicalUnit, Any], None]] = {
             Read: self._read,
@@ -234,17 +234,6 @@ class Engine:
         assert isinstance(plan, Reply)
         data = plan.data
         self._after_unsolicited(command, lambda: self._deliver(command, data))
-
-    def _on_damaged(self, damage: DamagedPdu) -> None:
-        """Data was lost to a wrong digest. Its PDU was rejected, and the command it belongs to fails (section 7.8)."""
-        pdu = damage.pdu
-        if isinstance(pdu, ScsiDataOut):
-            self._data_out.damaged(pdu)
-        elif isinstance(pdu, ScsiCommand) and damage.reason == RejectReason.DATA_DIGEST_ERROR:
-            # Its header is right, so its CmdSN is used up; without that the session would wait for it for ever.
-            # Where its turn is still to come, it is executed without its data, which is then asked for.
-            if pdu.immediate or self.connection.window.place(pdu):
-                self._answers.fail(pdu, ScsiError(Reason.PROTOCOL_SERVICE_CRC_ERROR))
 
     def _on_logout(self, request: LogoutRequest) -> None:
         """Close the session, which is also what closing its only connection does (section 11.14).

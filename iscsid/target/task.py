@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from iscsid.errors import RejectError, RemoteProtocolError
+from iscsid.errors import RejectError
 from iscsid.session.connection import TargetConnection
 from iscsid.wire.const import RejectReason
 from iscsid.wire.pdu import ScsiCommand
@@ -74,22 +74,18 @@ class TaskSet:
     def add(self, task: Task) -> None:
         """Take a task in; the data segment of its command is not kept.
 
-        Raises RejectError for a tag that is in use, and for one immediate command too many, RemoteProtocolError when
-        the initiator does not keep to MaxCmdSN. A command beyond it ought to be ignored (RFC 7143 4.2.2.1), but by now
-        its CmdSN is used up, and an initiator that ignores the window has no claim to go on.
+        Raises RejectError for a tag that is in use, and for one immediate command too many. The others are bounded by
+        the window: the connection drops what is beyond it.
         """
         command = task.command
-        window = self._connection.window
         if command.initiator_task_tag in self._tasks:
             raise RejectError(RejectReason.TASK_IN_PROGRESS, f"task tag {command.initiator_task_tag:#x} is in use")
         if command.immediate:
             if self._immediate == IMMEDIATE_LIMIT:
                 raise RejectError(RejectReason.IMMEDIATE_COMMAND_REJECT, "too many immediate commands")
             self._immediate += 1
-        elif window.active >= window.size:
-            raise RemoteProtocolError(f"more than {window.size} commands at once")
         else:
-            window.began()
+            self._connection.window.began()
         command.data = b""
         self._tasks[command.initiator_task_tag] = task
 
