@@ -1,0 +1,136 @@
+"""target.answers: status, sense and residual for every way a command ends and for both directions."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from helpers import Pair
+from target_rig import CHECK_CONDITION, GOOD
+
+from iscsid.errors import BlockError, Fault, ScsiError
+from iscsid.scsi.sense import REASONS, Reason, parse_sense
+from iscsid.target.answers import Answers, expected_length
+from iscsid.wire.const import FINAL, OVERFLOW, READ, UNDERFLOW, WRITE
+from iscsid.wire.pdu import ScsiCommand, ScsiResponse, unpack_sense
+
+NONE = 0
+BOTH = READ | WRITE
+
+
+def command(direction: int, expected: int) -> ScsiCommand:
+    return ScsiCommand(flags=FINAL | direction, initiator_task_tag=5, expected_data_transfer_length=expected)
+
+
+def good(asked: ScsiCommand, length: int, direction: int) -> ScsiResponse:
+    pair = Pair()
+    Answers(pair.connection).good(asked, length, direction)
+    (response,) = pair.receive()
+    assert (response.initiator_task_tag, response.status, response.data) == (5, GOOD, b"")
+    return response
+
+
+def residual(response: ScsiResponse) -> tuple[str, int]:
+    kind = {0: "", OVERFLOW: "O", UNDERFLOW: "U"}[response.flags & (OVERFLOW | UNDERFLOW)]
+    return kind, response.residual_count
+
+
+def failed(error: Exception, **more: int) -> ScsiResponse:
+    pair = Pair()
+    Answers(pair.connection).fail(command(WRITE, 1000), error, **more)
+    (response,) = pair.receive()
+    return response
+
+
+@pytest.mark.parametrize(
+    ("flags", "direction", "length"),
+    [
+        (READ, READ, 512),
+        (READ, WRITE, 0),
+        (WRITE, WRITE, 512),
+        (WRITE, READ, 0),
+        (BOTH, WRITE, 512),
+        (BOTH, READ, 0),
+        (NONE, READ, 0),
+        (NONE, WRITE, 0),
+    ],
+)
+def test_expected_length_counts_in_its_own_direction_only(flags: int, direction: int, length: int) -> None:
+    assert expected_length(command(flags, 512), direction) == length
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected", "direction", "length", "told"),
+    [
+        # As expected, too much, too little.
+        (READ, 512, READ, 512, ("", 0)),
+        (WRITE, 512, WRITE, 512, ("", 0)),
+        (BOTH, 512, WRITE, 512, ("", 0)),
+        (READ, 512, READ, 1024, ("O", 512)),
+        (WRITE, 512, WRITE, 1024, ("O", 512)),
+        (READ, 1024, READ, 512, ("U", 512)),
+        (WRITE, 1024, WRITE, 0, ("U", 1024)),
+        # No data at all.
+        (NONE, 0, READ, 0, ("", 0)),
+        (READ, 512, READ, 0, ("U", 512)),
+        (WRITE, 512, READ, 0, ("U", 512)),
+        # Nothing expected in this direction: nothing was moved, however well the numbers fit.
+        (NONE, 0, READ, 512, ("O", 512)),
+        (NONE, 0, WRITE, 512, ("O", 512)),
+        (NONE, 512, WRITE, 512, ("O", 512)),
+        (READ, 0, READ, 512, ("O", 512)),
+        (WRITE, 0, READ, 512, ("O", 512)),
+        (WRITE, 512, READ, 512, ("U", 512)),
+        (READ, 512, WRITE, 512, ("U", 512)),
+        (READ, 512, WRITE, 4096, ("U", 512)),
+        (BOTH, 512, READ, 512, ("U", 512)),
+    ],
+)
+def test_good_tells_what_was_not_moved(
+    flags: int, expected: int, direction: int, length: int, told: tuple[str, int]
+) -> None:
+    assert residual(good(command(flags, expected), length, direction)) == told
+
+
+def test_error_with_sense_is_a_check_condition() -> None:
+    response = failed(ScsiError(Reason.LBA_OUT_OF_RANGE), sent=400, exp_data_sn=3)
+    assert response.status == CHECK_CONDITION
+    assert parse_sense(unpack_sense(response.data)) == REASONS[Reason.LBA_OUT_OF_RANGE]
+    assert (residual(response), response.exp_data_sn) == (("U", 600), 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "writes", "reason"),
+    [
+        (OSError(5, "EIO"), False, Reason.UNRECOVERED_READ_ERROR),
+        (OSError(5, "EIO"), True, Reason.WRITE_ERROR),
+        (OSError(28, "ENOSPC"), True, Reason.SPACE_ALLOCATION_FAILED),
+        (BlockError(Fault.READ_ONLY), True, Reason.WRITE_PROTECTED),
+    ],
+)
+def test_error_of_the_medium_is_told_by_its_direction(error: Exception, writes: bool, reason: Reason) -> None:
+    response = failed(error, writes=writes)
+    assert parse_sense(unpack_sense(response.data)) == REASONS[reason]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(BlockError(Fault.BUSY), 0x08), (BlockError(Fault.NO_RESOURCES), 0x28), (OSError(12, "ENOMEM"), 0x28)],
+)
+def test_passing_trouble_is_a_status_without_sense(error: Exception, status: int) -> None:
+    response = failed(error, sent=1000)
+    assert (response.status, response.data, residual(response)) == (status, b"", ("", 0))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), BlockError(Fault.INTERNAL, "broken")])
+def test_bug_is_logged_and_told_as_a_failure_of_the_target(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        response = failed(error)
+    assert parse_sense(unpack_sense(response.data)) == REASONS[Reason.INTERNAL_TARGET_FAILURE]
+    assert "the device failed" in caplog.text
+
+
+def test_error_that_the_initiator_causes_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    failed(ScsiError(Reason.INVALID_FIELD_IN_CDB))
+    failed(OSError(5, "EIO"))
+    assert not caplog.records

@@ -1,0 +1,155 @@
+"""target.management: what may be aborted, when the answer comes, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from target_rig import GOOD, Inline, Memory, Session, pattern, raw_lun
+
+from iscsid.target.management import PENDING_LIMIT
+from iscsid.wire.const import TmfFunction, TmfResponse
+from iscsid.wire.pdu import TaskManagementRequest, TaskManagementResponse
+
+
+def ask(session: Session, function: int, *, tag: int = 900, **more: int) -> None:
+    session.send(TaskManagementRequest(function=function, initiator_task_tag=tag, **more))
+
+
+def abort(session: Session, task: int, **more: int) -> None:
+    ask(session, TmfFunction.ABORT_TASK, referenced_task_tag=task, **more)
+
+
+def heard(session: Session) -> list[tuple[int, int]]:
+    answers = session.hear()
+    assert all(isinstance(answer, TaskManagementResponse) for answer in answers)
+    return [(answer.initiator_task_tag, answer.response) for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("function", "response"),
+    [
+        (TmfFunction.CLEAR_ACA, TmfResponse.FUNCTION_NOT_SUPPORTED),
+        (TmfFunction.CLEAR_TASK_SET, TmfResponse.FUNCTION_NOT_SUPPORTED),
+        (TmfFunction.LOGICAL_UNIT_RESET, TmfResponse.FUNCTION_NOT_SUPPORTED),
+        (TmfFunction.TARGET_WARM_RESET, TmfResponse.FUNCTION_NOT_SUPPORTED),
+        (TmfFunction.TARGET_COLD_RESET, TmfResponse.FUNCTION_NOT_SUPPORTED),
+        (TmfFunction.TASK_REASSIGN, TmfResponse.TASK_ALLEGIANCE_REASSIGNMENT_NOT_SUPPORTED),
+        (TmfFunction.QUERY_TASK, TmfResponse.FUNCTION_NOT_SUPPORTED),
+        (0, TmfResponse.FUNCTION_NOT_SUPPORTED),
+        (0x7F, TmfResponse.FUNCTION_NOT_SUPPORTED),
+    ],
+)
+def test_function_that_is_not_there_is_refused_and_aborts_nothing(function: int, response: int) -> None:
+    session = Session(Memory())
+    session.read(1, 0, 8)
+    ask(session, function)
+    assert heard(session) == [(900, response)]
+    assert session.outcome(1).status == GOOD
+
+
+@pytest.mark.parametrize("immediate", [False, True])
+def test_abort_of_a_write_that_waits_for_data_is_answered_at_once(immediate: bool) -> None:
+    session = Session()
+    session.write(1, 0, pattern(4096))
+    session.hear()
+    session.send(
+        TaskManagementRequest(
+            function=TmfFunction.ABORT_TASK, immediate=immediate, initiator_task_tag=900, referenced_task_tag=1
+        )
+    )
+    assert heard(session) == [(900, TmfResponse.FUNCTION_COMPLETE)]
+    session.settle()  # the data that was asked for comes all the same
+    assert session.outcomes == {} and not any(session.device.content)
+    session.assert_idle()
+
+
+def test_abort_of_a_write_in_the_pool_waits_until_it_is_written() -> None:
+    session = Session(Memory())
+    session.write(1, 0, pattern(4096), immediate=4096)
+    abort(session, 1)
+    assert heard(session) == []
+    session.pool.finish()
+    assert session.device.content[:4096] == pattern(4096)
+    assert heard(session) == [(900, TmfResponse.FUNCTION_COMPLETE)]
+    assert session.outcomes == {}
+    session.assert_idle()
+
+
+def test_two_aborts_of_one_task_are_both_answered() -> None:
+    session = Session(Memory())
+    session.read(1, 0, 8)
+    for tag in (900, 901):
+        abort(session, 1, tag=tag)
+    session.pool.finish()
+    assert heard(session) == [(900, TmfResponse.FUNCTION_COMPLETE), (901, TmfResponse.FUNCTION_COMPLETE)]
+    session.assert_idle()
+
+
+def test_task_that_is_done_or_of_another_unit_does_not_exist() -> None:
+    session = Session(Memory(), more=[Inline()])
+    session.read(1, 0, 8)
+    abort(session, 1, lun=raw_lun(1))
+    abort(session, 2)
+    assert heard(session) == [(900, TmfResponse.TASK_DOES_NOT_EXIST)] * 2
+    assert session.outcome(1).status == GOOD
+    abort(session, 1)
+    assert heard(session) == [(900, TmfResponse.TASK_DOES_NOT_EXIST)]
+
+
+def test_abort_task_set_stops_the_tasks_of_one_unit() -> None:
+    session = Session(Memory(), more=[Memory()])
+    session.read(1, 0, 8)
+    session.write(2, 0, pattern(4096))
+    session.write(3, 8, pattern(4096), immediate=4096)
+    session.read(4, 0, 8, lun=raw_lun(1))
+    ask(session, TmfFunction.ABORT_TASK_SET)
+    assert heard(session) == [] and len(session.engine.tasks) == 3
+    session.pool.finish(1)
+    assert heard(session) == []
+    session.pool.finish(0)
+    assert heard(session) == [(900, TmfResponse.FUNCTION_COMPLETE)]
+    session.r2ts.clear()
+    assert session.outcome(4).status == GOOD and session.outcomes == {}
+    session.assert_idle()
+
+
+def test_abort_task_set_without_tasks_is_complete_at_once() -> None:
+    session = Session()
+    ask(session, TmfFunction.ABORT_TASK_SET)
+    assert heard(session) == [(900, TmfResponse.FUNCTION_COMPLETE)]
+
+
+def test_abort_task_set_of_no_unit_says_so() -> None:
+    session = Session()
+    ask(session, TmfFunction.ABORT_TASK_SET, lun=raw_lun(9))
+    assert heard(session) == [(900, TmfResponse.LUN_DOES_NOT_EXIST)]
+
+
+def test_tag_of_an_aborted_task_is_free_when_the_answer_is_out() -> None:
+    session = Session(Memory())
+    session.read(1, 0, 8)
+    abort(session, 1)
+    session.pool.finish()
+    assert heard(session) == [(900, TmfResponse.FUNCTION_COMPLETE)]
+    session.read(1, 0, 8)
+    assert session.outcome(1).status == GOOD
+
+
+def test_requests_that_wait_are_bounded() -> None:
+    session = Session(Memory())
+    session.read(1, 0, 8)
+    for tag in range(PENDING_LIMIT):
+        abort(session, 1, tag=1000 + tag)
+    assert heard(session) == []
+    abort(session, 1, tag=2000)
+    assert heard(session) == [(2000, TmfResponse.FUNCTION_REJECTED)]
+    session.pool.finish()
+    assert [tag for tag, _ in heard(session)] == list(range(1000, 1000 + PENDING_LIMIT))
+    abort(session, 1)
+    assert heard(session) == [(900, TmfResponse.TASK_DOES_NOT_EXIST)]
+
+
+def test_discovery_session_has_nothing_to_abort() -> None:
+    session = Session(target_name=None)
+    abort(session, 1)
+    ask(session, TmfFunction.ABORT_TASK_SET)
+    assert heard(session) == [(900, TmfResponse.TASK_DOES_NOT_EXIST), (900, TmfResponse.LUN_DOES_NOT_EXIST)]
