@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -99,17 +100,17 @@ class Server:
         with contextlib.suppress(psutil.NoSuchProcess):
             self._family.update(psutil.Process(self.pid).children(recursive=True))
 
-    def stop(self) -> int:
-        """SIGTERM, and wait; return the exit status. Fails when it hangs or leaves a child, which is then killed."""
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send the signal, and wait; return the exit status. Fails when it hangs or leaves a child, which is then killed."""
         assert self.process is not None
         self.remember_children()
         problems = []
         if self.process.poll() is None:
-            self.process.terminate()
+            self.process.send_signal(number)
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            problems.append(f"did not stop within {STOP_SECONDS:g} seconds of SIGTERM")
+            problems.append(f"did not stop within {STOP_SECONDS:g} seconds of signal {number}")
             self.process.kill()
             self.process.wait()
         _, left = psutil.wait_procs(self._family, timeout=3)

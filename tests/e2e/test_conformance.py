@@ -1,6 +1,7 @@
 """libiscsi's test suite, family by family: what fails and what is skipped is read out of its report.
 
-A skip is not a pass: each family names what it may skip, and why that is right.
+A skip is not a pass: each family names what it may skip, and why that is right. Each family runs by itself: some tests
+bend the tool's own CDBs and do not unbend them when they are skipped, and all that comes after them is then nonsense.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from e2e_server import Server, run_judge
 StartServer = Callable[..., Server]
 
 FAMILIES = (
+    "GetLBAStatus",
     "Inquiry",
     "Mandatory",
     "ModeSense6",
@@ -50,6 +52,10 @@ ALLOWED_SKIPS: dict[str, tuple[str, ...]] = {
     "WriteSame16": (f"WRITESAME16 {NO_ZERO_BLOCKS}",),
     "iSCSIResiduals": tuple(f"WRITEVERIFY{size} is not implemented." for size in (10, 12, 16)),
 }
+
+
+# GetLBAStatus.UnmapSingle asks for block i + 1 and wants the answer for the next physical block, so these must be one.
+BLOCK_SIZES = {"GetLBAStatus": 4096}
 
 
 @dataclass(slots=True)
@@ -103,7 +109,7 @@ def test_parse_report_reads_totals_failures_and_skips() -> None:
 def test_family_passes_and_skips_nothing_unforeseen(
     start: StartServer, tmp_path: Path, family: str, backend: str
 ) -> None:
-    lun: dict[str, Any] = {"backend": backend, "size": "256 MiB"}
+    lun: dict[str, Any] = {"backend": backend, "size": "256 MiB", "block_size": BLOCK_SIZES.get(family, 512)}
     if backend == "file":
         lun["path"] = tmp_path / "disk.img"
     report = run_family(start([lun]).url(), family)

@@ -113,3 +113,11 @@ def test_discarded_and_zeroed_ranges_read_as_zeros_and_neighbours_stay(start: St
         *("read -P 0xaa 5M 1M", "read -P 0 6M 512k", "read -P 0xaa 6656k 1M"),
     )
     assert path.stat().st_blocks * 512 <= 6 << 20, "the discarded ranges still take space"
+
+
+@pytest.mark.judge("qemu-io")
+@pytest.mark.parametrize("block_size", [512, 4096])
+def test_first_thing_that_qemu_does_with_a_thin_disk_may_be_a_long_read(start: StartServer, block_size: int) -> None:
+    """Nobody has asked for the state of the blocks before, so QEMU does; its driver has assertions on that way."""
+    server = start([{"backend": "ram", "size": "64 MiB", "block_size": block_size}])
+    run_qemu_io(server.url(), "read -P 0 0 1M")
