@@ -101,7 +101,7 @@ class Server:
             self._family.update(psutil.Process(self.pid).children(recursive=True))
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send the signal, and wait; return the exit status. Fails when it hangs or leaves a child, which is then killed."""
+        """Send the signal and wait; the exit status. Fails when it hangs or leaves a child, which is then killed."""
         assert self.process is not None
         self.remember_children()
         problems = []
