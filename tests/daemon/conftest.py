@@ -14,6 +14,7 @@ import select
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -45,6 +46,8 @@ from iscsid.shared.messages import (
 )
 from iscsid.specs import LunSpec, PortalSpec, ServerSpec, TargetSpec
 from iscsid.wire.pdu import LoginRequest, padding
+
+sys.path.insert(0, str(Path(__file__).parent))  # for worker_kit: a folder of tests is no package
 
 WAIT = 20.0  # seconds after which a condition that should come soon has not
 

@@ -1,0 +1,287 @@
+"""Opening what a worker serves, sending writes around a medium that stalls, and parting from it in bounded time."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worker_kit import TARGET, CachedDevice, MemoryDevice, Planted, SlowDevice, boot_of, lun_of
+
+from iscsid.block.guard import Guarded
+from iscsid.daemon.boot import WorkerBoot
+from iscsid.daemon.nodes import RETRY_SECONDS, NodeError, Nodes
+from iscsid.errors import BlockError, Fault, PluginError
+from iscsid.plugin import Mode, Threading
+from iscsid.plugin.manager import load
+from iscsid.specs import LayerSpec, LunSpec, ServerSpec, TargetSpec
+from iscsid.text.keys import TARGET_OFFERS
+
+DATA = memoryview(b"x" * 512)
+
+
+class SerialDevice(SlowDevice):
+    threading = Threading.SERIAL
+
+
+class BrokenDevice(SlowDevice):
+    """Fails to flush and to close."""
+
+    def flush(self) -> None:
+        self._note("flush")
+        raise BlockError(Fault.WRITE_ERROR, "flush is broken")
+
+    def close(self) -> None:
+        raise OSError(5, "close is broken")
+
+
+def guarded(nodes: Nodes, lun: int = 0) -> Guarded:
+    """The device of a logical unit."""
+    return list(nodes.by_name[TARGET].devices())[lun]
+
+
+def raising(error: BaseException) -> Any:
+    def make(_role: str) -> Any:
+        raise error
+
+    return make
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_targets_are_opened_by_name_with_their_parameters() -> None:
+    target = TargetSpec("iqn.a", (lun_of(MemoryDevice(), 3),), alias="one", parameters={"MaxBurstLength": "4096"})
+    nodes = Nodes(WorkerBoot(0, ServerSpec(targets=(target, TargetSpec("iqn.b"))), Planted()))  # type: ignore[arg-type]
+    assert list(nodes.by_name) == ["iqn.a", "iqn.b"]
+    node = nodes.by_name["iqn.a"]
+    assert node.luns == (3,)
+    assert node.alias == "one"
+    assert node.offers == {**TARGET_OFFERS, "MaxBurstLength": "4096"}
+    nodes.close()
+
+
+def test_target_of_another_owner_is_not_opened() -> None:
+    spec = ServerSpec(targets=(TargetSpec("iqn.a", (lun_of(raising(AssertionError())),)), TargetSpec("iqn.b")))
+    nodes = Nodes(WorkerBoot(0, spec, Planted(), owners={"iqn.a": 1}))  # type: ignore[arg-type]
+    assert list(nodes.by_name) == ["iqn.b"]
+    nodes.close()
+
+
+@pytest.mark.parametrize(
+    ("readonly", "owners", "role"),
+    [(False, {}, "worker"), (False, {TARGET: 0}, "owner"), (True, {TARGET: 0}, "readonly")],
+)
+def test_device_is_told_its_role(readonly: bool, owners: dict[str, int], role: str) -> None:
+    roles = []
+
+    def make(role: str) -> MemoryDevice:
+        roles.append(role)
+        return MemoryDevice()
+
+    spec = ServerSpec(targets=(TargetSpec(TARGET, (lun_of(make, readonly=readonly),)),))
+    nodes = Nodes(WorkerBoot(0, spec, Planted(), owners=owners))  # type: ignore[arg-type]
+    assert roles == [role]
+    assert guarded(nodes).readonly is readonly
+    nodes.close()
+
+
+def test_prepared_options_replace_those_of_the_configuration() -> None:
+    device = MemoryDevice()
+    spec = ServerSpec(targets=(TargetSpec(TARGET, (LunSpec(0, "planted", {"device": "a path"}),)),))
+    nodes = Nodes(WorkerBoot(0, spec, Planted(), prepared={(TARGET, 0): {"device": device}}))  # type: ignore[arg-type]
+    nodes.close()
+    assert device.log == ["close"]
+
+
+def test_layers_are_wrapped_in_their_order() -> None:
+    wrapped = []
+
+    def wrapping(name: str) -> LayerSpec:
+        return LayerSpec(name, {"wrap": lambda device: wrapped.append(name) or device})
+
+    nodes = Nodes(boot_of(lun_of(MemoryDevice(), layers=(wrapping("inner"), wrapping("outer")))))
+    assert wrapped == ["inner", "outer"]
+    nodes.close()
+
+
+def test_real_back_ends_open_through_the_plugin_manager(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(1 << 20))
+    luns = (LunSpec(0, "null", {"size": 1 << 20}), LunSpec(1, "file", {"path": str(image)}))
+    spec = ServerSpec(targets=(TargetSpec(TARGET, luns),))
+    nodes = Nodes(WorkerBoot(0, spec, load(["null", "file"])))
+    assert [device.size for device in nodes.by_name[TARGET].devices()] == [1 << 20, 1 << 20]
+    guarded(nodes, 1).write(DATA, 512)
+    nodes.close()
+    assert image.read_bytes()[512:1024] == bytes(DATA)
+
+
+def test_only_serial_devices_get_a_lock() -> None:
+    nodes = Nodes(boot_of(lun_of(SerialDevice(), 0), lun_of(SlowDevice(), 1)))
+    serial, parallel = nodes.by_name[TARGET].devices()
+    with serial.lock:
+        assert serial.lock.locked()  # type: ignore[attr-defined]
+    assert not isinstance(parallel.lock, type(threading.Lock()))
+    nodes.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (BlockError(Fault.NO_MEDIUM, "no disk in it"), "no disk in it"),
+        (PluginError("ram", "went away"), "plugin ram: went away"),
+        (FileNotFoundError(2, "No such file", "/x"), "No such file"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
+    ],
+)
+def test_device_that_does_not_open_is_named_and_the_others_are_closed(error: Exception, words: str) -> None:
+    before, same_target = MemoryDevice(), MemoryDevice()
+    targets = (
+        TargetSpec("iqn.a", (lun_of(before),)),
+        TargetSpec("iqn.b", (lun_of(same_target, 0), lun_of(raising(error), 7))),
+    )
+    with pytest.raises(NodeError, match=r"^iqn\.b LUN 7: ") as caught:
+        Nodes(WorkerBoot(0, ServerSpec(targets=targets), Planted()))  # type: ignore[arg-type]
+    assert words in str(caught.value)
+    assert caught.value.__cause__ is error
+    assert before.log == same_target.log == ["close"]
+
+
+def test_device_whose_layer_fails_is_closed() -> None:
+    device = MemoryDevice()
+
+    def wrap(_device: Any) -> Any:
+        raise PluginError("rate", "no such rate")
+
+    with pytest.raises(NodeError, match="no such rate"):
+        Nodes(boot_of(lun_of(device, layers=(LayerSpec("rate", {"wrap": wrap}),))))
+    assert device.log == ["close"]
+
+
+def test_device_whose_facts_do_not_fit_is_closed() -> None:
+    device = MemoryDevice()
+    device.size = 100
+    with pytest.raises(NodeError, match="no block"):
+        Nodes(boot_of(lun_of(device)))
+    assert device.log == ["close"]
+
+
+def test_device_that_no_initiator_can_address_is_refused() -> None:
+    device = MemoryDevice()
+    device.size = 1 << 65
+    with pytest.raises(NodeError, match="larger than"):
+        Nodes(boot_of(lun_of(device)))
+    assert device.log == ["close"]
+
+
+def test_device_that_cannot_even_close_hides_no_reason() -> None:
+    device = BrokenDevice()
+    device.size = 100
+    with pytest.raises(NodeError, match="no block"):
+        Nodes(boot_of(lun_of(device)))
+
+
+# --- stalls -----------------------------------------------------------------------------------------------------------
+
+
+def test_stall_sends_writes_to_the_pool_until_the_time_is_up() -> None:
+    device = CachedDevice()
+    nodes = Nodes(boot_of(lun_of(device)))
+    guarded(nodes).write_now(DATA, 0)
+    nodes.stalled(100.0)
+    with pytest.raises(BlockingIOError):
+        guarded(nodes).write_now(DATA, 0)
+    nodes.tick(100.0 + RETRY_SECONDS - 0.1)
+    with pytest.raises(BlockingIOError):
+        guarded(nodes).write_now(DATA, 0)
+    nodes.tick(100.0 + RETRY_SECONDS)
+    guarded(nodes).write_now(DATA, 0)
+    assert device.log == ["write_nowait", "write_nowait"]
+    nodes.close()
+
+
+def test_stall_after_a_stall_begins_the_time_again() -> None:
+    nodes = Nodes(boot_of(lun_of(CachedDevice())))
+    nodes.stalled(100.0)
+    nodes.stalled(103.0)
+    nodes.tick(100.0 + RETRY_SECONDS)
+    with pytest.raises(BlockingIOError):
+        guarded(nodes).write_now(DATA, 0)
+    nodes.tick(103.0 + RETRY_SECONDS)
+    guarded(nodes).write_now(DATA, 0)
+    nodes.close()
+
+
+def test_stall_leaves_alone_a_device_that_never_waits() -> None:
+    device = MemoryDevice()
+    assert device.mode is Mode.INLINE
+    nodes = Nodes(boot_of(lun_of(device)))
+    nodes.stalled(100.0)
+    guarded(nodes).write_now(DATA, 0)
+    nodes.close()
+
+
+def test_device_closed_during_a_stall_stays_closed() -> None:
+    nodes = Nodes(boot_of(lun_of(CachedDevice())))
+    device = guarded(nodes)
+    nodes.stalled(100.0)
+    nodes.close()
+    nodes.tick(1000.0)
+    with pytest.raises(BlockError, match="closed"):
+        device.write_now(DATA, 0)
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_close_flushes_and_then_closes_every_device_once() -> None:
+    devices = [SlowDevice(), SlowDevice()]
+    nodes = Nodes(boot_of(*(lun_of(device, number) for number, device in enumerate(devices))))
+    nodes.close()
+    assert [device.log for device in devices] == [["flush", "close"]] * 2
+    nodes.close()
+    assert [device.log for device in devices] == [["flush", "close"]] * 2
+
+
+def test_close_logs_what_fails_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    broken, sound = BrokenDevice(), SlowDevice()
+    nodes = Nodes(boot_of(lun_of(broken, 0), lun_of(sound, 1)))
+    nodes.close()
+    assert broken.log == ["flush"]
+    assert sound.log == ["flush", "close"]
+    assert f"{TARGET}: flush or close failed" in caplog.text
+
+
+def test_close_gives_up_a_device_that_hangs_and_finishes_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    hung, sound = SlowDevice(), SlowDevice()
+    nodes = Nodes(boot_of(lun_of(hung, 0), lun_of(sound, 1)))
+    hung.gate.clear()
+    nodes.close(0.5)
+    hung.gate.set()
+    assert sound.log == ["flush", "close"]
+    assert f"{TARGET}: not flushed and closed within 0.5 seconds" in caplog.text
+
+
+def test_close_of_a_serial_device_waits_for_its_lock() -> None:
+    device = SerialDevice()
+    nodes = Nodes(boot_of(lun_of(device)))
+    lock = guarded(nodes).lock
+    with lock:
+        nodes.close(0.01)
+        assert device.log == [], "flushed while another call was inside"
+
+
+def test_close_without_release_flushes_only() -> None:
+    device = SlowDevice()
+    nodes = Nodes(boot_of(lun_of(device)))
+    nodes.close(release=False)
+    assert device.log == ["flush"]
+
+
+def test_close_without_flush_closes_only() -> None:
+    device = SlowDevice()
+    nodes = Nodes(boot_of(lun_of(device)))
+    nodes.close(flush=False)
+    assert device.log == ["close"]

@@ -1,0 +1,229 @@
+"""The pool: results come back in the loop, threads are bounded, and nothing that hangs or raises stops the rest."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from iscsid.daemon.pool import Pool
+from iscsid.errors import BlockError, Fault
+
+WAIT = 20.0
+
+
+class Heard(list[tuple[Any, Exception | None]]):
+    """A ``done`` that keeps what it was told, and where."""
+
+    def __init__(self) -> None:
+        self.threads: set[threading.Thread] = set()
+
+    def __call__(self, result: Any, error: Exception | None) -> None:
+        self.append((result, error))
+        self.threads.add(threading.current_thread())
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    pool = Pool(3)
+    yield pool
+    assert pool.close(WAIT), "a thread hangs"
+
+
+def test_result_of_a_call_is_reported_in_the_collecting_thread(pool: Pool) -> None:
+    heard, ran = Heard(), Heard()
+    pool.submit(lambda: ran(1, None) or 7, heard)
+    assert pool.outstanding == 1
+    assert pool.wait(WAIT)
+    assert heard == [(7, None)]
+    assert heard.threads == {threading.current_thread()}
+    assert ran.threads != heard.threads
+    assert pool.outstanding == 0
+
+
+def test_file_descriptor_is_readable_only_when_something_has_finished(pool: Pool) -> None:
+    gate = threading.Event()
+    pool.submit(gate.wait, Heard())
+    assert not select.select([pool], [], [], 0)[0]
+    gate.set()
+    assert select.select([pool], [], [], WAIT)[0]
+    pool.collect()
+    assert not select.select([pool], [], [], 0)[0]
+
+
+def test_collect_with_nothing_finished_does_nothing(pool: Pool) -> None:
+    pool.collect()
+    assert pool.outstanding == 0
+
+
+@pytest.mark.parametrize("error", [OSError(5, "I/O error"), BlockError(Fault.BUSY), ZeroDivisionError()])
+def test_error_of_a_call_is_reported_as_it_is(pool: Pool, error: Exception) -> None:
+    heard = Heard()
+
+    def run() -> None:
+        raise error
+
+    pool.submit(run, heard)
+    assert pool.wait(WAIT)
+    assert heard == [(None, error)]
+
+
+def test_call_that_exits_the_interpreter_fails_and_its_thread_lives_on() -> None:
+    pool, heard = Pool(1), Heard()
+    pool.submit(lambda: sys.exit(3), heard)
+    pool.submit(lambda: "next", heard)
+    assert pool.wait(WAIT)
+    (result, error), after = heard
+    assert result is None
+    assert isinstance(error, BlockError)
+    assert error.fault is Fault.INTERNAL
+    assert isinstance(error.__cause__, SystemExit)
+    assert after == ("next", None)
+    assert pool.close(WAIT)
+
+
+def test_threads_are_started_on_demand_and_bounded(pool: Pool) -> None:
+    gate, inside = threading.Event(), threading.Semaphore(0)
+    heard = Heard()
+
+    def run() -> None:
+        inside.release()
+        gate.wait(WAIT)
+
+    assert pool.threads == 0
+    for _ in range(10):
+        pool.submit(run, heard)
+    assert pool.threads == 3
+    for _ in range(3):
+        assert inside.acquire(timeout=WAIT)
+    assert not inside.acquire(blocking=False), "a fourth is running"
+    gate.set()
+    assert pool.wait(WAIT)
+    assert len(heard) == 10
+
+
+def test_one_call_after_the_other_needs_one_thread(pool: Pool) -> None:
+    for _ in range(5):
+        pool.submit(int, Heard())
+        assert pool.wait(WAIT)
+    assert pool.threads == 1
+
+
+def test_done_that_raises_costs_no_other_its_answer(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
+    heard = Heard()
+
+    def broken(_result: Any, _error: Exception | None) -> None:
+        raise ZeroDivisionError
+
+    gate = threading.Event()
+    pool.submit(gate.wait, heard)
+    pool.submit(int, broken)
+    pool.submit(int, heard)
+    gate.set()
+    assert pool.wait(WAIT)
+    assert len(heard) == 2
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_done_may_submit_again(pool: Pool) -> None:
+    heard = Heard()
+    pool.submit(int, lambda *_: pool.submit(int, heard))
+    assert pool.wait(WAIT)
+    assert heard == [(0, None)]
+
+
+def test_wait_gives_up_when_the_time_is_up(pool: Pool) -> None:
+    gate = threading.Event()
+    pool.submit(gate.wait, Heard())
+    assert not pool.wait(0.01)
+    assert pool.outstanding == 1
+    gate.set()
+    assert pool.wait(WAIT)
+
+
+def test_close_runs_first_what_was_submitted() -> None:
+    pool, done = Pool(1), []
+    for number in range(20):
+        pool.submit(lambda number=number: done.append(number), Heard())  # type: ignore[misc]
+    assert pool.close(WAIT)
+    assert done == list(range(20))
+    assert pool.close(), "twice is no harm"
+
+
+def test_close_leaves_behind_what_hangs_within_one_deadline_for_all() -> None:
+    pool, gate, inside = Pool(8), threading.Event(), threading.Semaphore(0)
+    left = threading.Semaphore(0)
+
+    def run() -> None:
+        inside.release()
+        gate.wait(WAIT)
+        left.release()
+
+    for _ in range(8):
+        pool.submit(run, Heard())
+    for _ in range(8):
+        assert inside.acquire(timeout=WAIT)
+    assert not pool.close(0.01)
+    descriptor = pool.fileno()
+    os.fstat(descriptor)  # still open: those that hang will write to it
+    assert all(thread.daemon for thread in pool._threads)
+    gate.set()
+    for thread in pool._threads:
+        thread.join(WAIT)
+    assert all(left.acquire(timeout=0) for _ in range(8))
+    os.close(descriptor)
+
+
+def test_without_any_thread_calls_fail_at_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _cannot_start)
+        pool.submit(int, heard)
+        assert not heard, "never within submit"
+        assert pool.wait(WAIT)
+    (_, error) = heard[0]
+    assert isinstance(error, BlockError)
+    assert error.fault is Fault.NO_RESOURCES
+    pool.submit(int, heard)
+    assert pool.wait(WAIT)
+    assert heard[1] == (0, None)
+
+
+def test_with_some_threads_calls_wait_for_them(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, heard = threading.Event(), Heard()
+    pool.submit(gate.wait, heard)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _cannot_start)
+        pool.submit(int, heard)
+    assert pool.threads == 1
+    gate.set()
+    assert pool.wait(WAIT)
+    assert heard == [(True, None), (0, None)]
+
+
+def test_idle_thread_keeps_nothing_of_its_last_call_alive(pool: Pool) -> None:
+    class Piece:
+        pass
+
+    piece = Piece()
+    ghost = weakref.ref(piece)
+    pool.submit(lambda piece=piece: piece, lambda *_: None)  # type: ignore[misc]
+    del piece
+    assert pool.wait(WAIT)
+    # The thread says that it has finished before it has let go: another call is behind that.
+    for _ in range(pool.threads):
+        pool.submit(int, Heard())
+    assert pool.wait(WAIT)
+    gc.collect()
+    assert ghost() is None
+
+
+def _cannot_start(_self: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
