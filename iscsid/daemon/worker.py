@@ -22,7 +22,7 @@ from typing import Any
 from iscsid.daemon.boot import ExitCode, WorkerBoot
 from iscsid.daemon.channel import Channel, ChannelFull
 from iscsid.daemon.link import READ, Farewell, Held, Link
-from iscsid.daemon.nodes import NodeError, Nodes
+from iscsid.daemon.nodes import CLOSE_SECONDS, NodeError, Nodes
 from iscsid.daemon.pool import JOIN_SECONDS, Pool
 from iscsid.session.connection import TargetConnection
 from iscsid.session.login_target import Admission, TargetLogin
@@ -150,7 +150,7 @@ class Worker:
         ended = self._pool.wait(JOIN_SECONDS) and self._pool.close()
         if not ended:
             log.error("%d calls hang in their media", self._pool.outstanding)
-        self._nodes.close(release=ended)
+        self._nodes.close(CLOSE_SECONDS, release=ended)
         self._epoll.close()
 
     def _tell_last(self, message: Message) -> None:

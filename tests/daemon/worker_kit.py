@@ -193,8 +193,7 @@ class Running:
             ours.sendall(send)
         host, port = ours.getsockname()
         portal = "{}:{}".format(*theirs.getsockname())
-        target = initiator.login.parameters.target_name if initiator.login.done else TARGET
-        self.channel.send(Connect(tsih, NAME, initiator.isid, target, f"{host}:{port}", portal), theirs.detach())
+        self.channel.send(Connect(tsih, NAME, initiator.isid, TARGET, f"{host}:{port}", portal), theirs.detach())
         return initiator
 
     def log_in(self, tsih: int = 1, **options: Any) -> Initiator:
@@ -245,24 +244,24 @@ def running(*luns: LunSpec, **fields: Any) -> Iterator[Running]:
 
 
 class Initiator:
-    """One session on a blocking socket. ``offers`` replace INITIATOR_OFFERS key by key."""
+    """One session on a blocking socket; ``offers`` are beside INITIATOR_OFFERS, ``names`` is the TSIH of the login."""
 
     def __init__(
         self,
         sock: socket.socket,
         *,
         target: str | None = TARGET,
+        names: int = 0,
         name: str = NAME,
         isid: int = 0x80_1234_56_0001,
         offers: Mapping[str, str] | None = None,
-        **login_options: Any,
     ) -> None:
         sock.settimeout(WAIT)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.isid = isid
         self.login = InitiatorLogin(
-            name, target, isid=isid, offers={**INITIATOR_OFFERS, **(offers or {})}, skip_security=True, **login_options
+            name, target, isid=isid, tsih=names, offers={**INITIATOR_OFFERS, **(offers or {})}, skip_security=True
         )
         self.framer = Framer(INITIATOR_RECEIVES, 1 << 18)
         self.cmd_sn = self.login.cmd_sn
