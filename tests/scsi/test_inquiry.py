@@ -201,6 +201,10 @@ def test_unmap_alignment_is_told_only_with_a_granularity(make_unit: Callable) ->
     assert page(make_unit(discard_alignment=4096), 0xB0)[28:36] == bytes(8)
 
 
+def test_unmap_granularity_of_one_block_is_not_told(make_unit: Callable) -> None:
+    assert page(make_unit(64, 4096, discard_granularity=4096), 0xB0)[28:36] == bytes(8)
+
+
 def test_limits_that_are_told_are_those_that_hold(unit) -> None:
     data = page(unit, 0xB0)
     maximum, unmap_blocks, unmap_descriptors = (int.from_bytes(data[at : at + 4], "big") for at in (8, 20, 24))
