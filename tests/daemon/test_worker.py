@@ -609,12 +609,38 @@ def test_stop_ends_in_time_though_a_device_hangs(
 ) -> None:
     monkeypatch.setattr(module, "JOIN_SECONDS", 0.05)
     monkeypatch.setattr(module, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(slow, "flush", lambda: slow.log.append("flush"))
     with running(lun_of(slow)) as worker:
         hang_in(slow, worker.log_in(1))
         assert worker.stop(0.05) == ExitCode.OK
         worker.wait_for(Stopped)
         assert "1 calls hang in their media" in caplog.text
-        assert "close" not in slow.log, "a hung call still uses it"
+        assert slow.log == ["flush"], "not closed: a hung call still uses it"
+
+
+def test_stop_ends_in_time_though_a_device_does_not_flush(
+    monkeypatch: pytest.MonkeyPatch, slow: SlowDevice, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.05)
+    with running(lun_of(slow)) as worker:
+        slow.gate.clear()
+        assert worker.stop() == ExitCode.OK
+        assert f"{TARGET}: not flushed and closed within 0.05 seconds" in caplog.text
+
+
+def test_stop_waits_a_little_for_initiators_to_close(worker: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOGOUT_SECONDS", WAIT)
+    initiator = worker.log_in(1)
+    worker.channel.send(Stop(WAIT))
+    initiator.expect(AsyncMessage)
+    initiator.send(initiator.logout_request())
+    initiator.expect(LogoutResponse)
+    assert initiator.at_end()
+    for _ in range(3):
+        worker.wait_for(Beat, connections=0)
+    assert worker.thread.is_alive()
+    initiator.close()
+    assert worker.ended() == ExitCode.OK
 
 
 def test_worker_whose_supervisor_is_gone_ends(worker: Running, device: MemoryDevice) -> None:
