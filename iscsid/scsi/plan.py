@@ -50,10 +50,11 @@ class Job:
     ``run`` raises ScsiError, BlockError or OSError. It may run in the worker's loop where the device is inline and
     ``cost``, the bytes of medium it may touch, is small; elsewhere it belongs into the pool. It calls the device more
     than once: the lock of a serialised device is held around all of it. ``writes`` tells which side of the medium
-    failed when it raises OSError.
+    failed when it raises OSError. ``then`` is what the command goes on with when ``run``, which has no data-in then,
+    has succeeded.
     """
 
-    __slots__ = ("cost", "exact", "parameter_length", "run", "writes")
+    __slots__ = ("cost", "exact", "parameter_length", "run", "then", "writes")
 
     def __init__(
         self,
@@ -63,12 +64,14 @@ class Job:
         *,
         writes: bool = False,
         exact: bool = False,
+        then: Read | None = None,
     ) -> None:
         self.run = run
         self.parameter_length = parameter_length
         self.cost = cost
         self.writes = writes
         self.exact = exact
+        self.then = then
 
 
 Plan = Reply | Read | Write | Job

@@ -74,16 +74,9 @@ def _read(lu: LogicalUnit, flags: int, lba: int, blocks: int) -> Plan:
         return DONE
     offset, length = lba << lu.shift, blocks << lu.shift
     if flags & FUA and lu.volatile:
-        return Job(partial(_read_from_medium, lu, offset, length), cost=length)
+        # What the cache holds of the range goes to the medium first, then both agree (SBC-3 5.8).
+        return Job(partial(_run_flush, lu), writes=True, then=Read(offset, length))
     return Read(offset, length)
-
-
-def _read_from_medium(lu: LogicalUnit, offset: int, length: int, _data: memoryview) -> bytearray:
-    """READ with FUA: what the cache holds of the range goes to the medium first, then both agree (SBC-3 5.8)."""
-    buffer = bytearray(length)
-    lu.device.flush()
-    lu.device.read_into(memoryview(buffer), offset)
-    return buffer
 
 
 def write_6(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:

@@ -332,12 +332,15 @@ class Engine:
                 device.flush()
             return b""
 
+        def good(_: Data) -> None:
+            self._answers.good(command, plan.length, WRITE)
+
         def finish(task: WriteTask) -> None:
             gathered = memoryview(task.gathered)
             if (gathered or plan.fua) and not device.inline:
-                self._in_pool(task, device, lambda: write(task, gathered), plan.length, writes=True)
+                self._in_pool(task, device, lambda: write(task, gathered), good, writes=True)
             else:
-                self._conclude(task, lambda: write(task, gathered), plan.length, writes=True)
+                self._conclude(task, lambda: write(task, gathered), good, writes=True)
 
         streams = device if not plan.fua else None
         self._data_out.collect(command, wanted, finish, streams, plan.offset)
@@ -354,13 +357,21 @@ class Engine:
         device = unit.device
         here = device.inline and plan.cost <= INLINE_COST
 
+        def good(result: Data) -> None:
+            if plan.then is not None:
+                command.flags |= FINAL  # whatever was announced with it has come
+                self._read(command, unit, plan.then)
+            elif result:
+                self._deliver(command, result)
+            else:
+                self._answers.good(command, plan.parameter_length, WRITE)
+
         def finish(task: WriteTask) -> None:
             parameters = memoryview(task.gathered)
-            length = plan.parameter_length
             if here:
-                self._conclude(task, lambda: plan.run(parameters), length, writes=plan.writes)
+                self._conclude(task, lambda: plan.run(parameters), good, writes=plan.writes)
             else:
-                self._in_pool(task, device, lambda: plan.run(parameters), length, writes=plan.writes)
+                self._in_pool(task, device, lambda: plan.run(parameters), good, writes=plan.writes)
 
         self._data_out.collect(command, min(plan.parameter_length, allowed), finish)
 
@@ -389,17 +400,27 @@ class Engine:
         else:
             answer()
 
-    def _conclude(self, task: WriteTask, run: Callable[[], Data], length: int, *, writes: bool) -> None:
-        """Run the last step of a task here, and answer it."""
+    def _conclude(
+        self, task: WriteTask, run: Callable[[], Data], good: Callable[[Data], None], *, writes: bool
+    ) -> None:
+        """Run the last step of a task here, and answer it, by ``good`` where it succeeds."""
         result: Data = b""
         error: Exception | None = None
         try:
             result = run()
         except Exception as exc:  # answered as what it is, or as HARDWARE ERROR, and logged there
             error = exc
-        self._answer(task, result, error, length, writes=writes)
+        self._answer(task, result, error, good, writes=writes)
 
-    def _in_pool(self, task: WriteTask, device: Guarded, run: Callable[[], Data], length: int, *, writes: bool) -> None:
+    def _in_pool(
+        self,
+        task: WriteTask,
+        device: Guarded,
+        run: Callable[[], Data],
+        good: Callable[[Data], None],
+        *,
+        writes: bool,
+    ) -> None:
         """Run the last step of a task in the pool, and answer it afterwards."""
 
         def locked() -> Data:
@@ -408,21 +429,21 @@ class Engine:
 
         def done(result: Data | None, error: Exception | None) -> None:
             task.running = False
-            self._answer(task, result or b"", error, length, writes=writes)
+            self._answer(task, result or b"", error, good, writes=writes)
 
         task.running = True
         self._submit(locked, done)
 
-    def _answer(self, task: WriteTask, result: Data, error: Exception | None, length: int, *, writes: bool) -> None:
+    def _answer(
+        self, task: WriteTask, result: Data, error: Exception | None, good: Callable[[Data], None], *, writes: bool
+    ) -> None:
         def answer() -> None:
             if task.aborted:
                 return
             if error is not None:
                 self._answers.fail(task.command, error, writes=writes, sent=task.transfer.received)
-            elif result:
-                self._deliver(task.command, result)
             else:
-                self._answers.good(task.command, length, WRITE)
+                good(result)
 
         self._data_out.end(task, answer)
 

@@ -121,11 +121,11 @@ def test_dpo_changes_nothing(unit, size: int, flags: int) -> None:
 @sizes
 @pytest.mark.parametrize("flags", [0x08, 0x18])
 def test_read_with_fua_flushes_a_volatile_device_first(unit, size: int, flags: int) -> None:
-    unit.memory.medium[512:1024] = b"x" * 512
     plan = unit.plan(cdb(READ_OPCODE, size, 1, 1, flags))
-    assert isinstance(plan, Job) and (plan.parameter_length, plan.cost, plan.writes) == (0, 512, False)
-    assert plan.run(memoryview(b"")) == b"x" * 512
-    assert unit.memory.calls == [("flush",), ("read", 512, 512)]
+    assert isinstance(plan, Job) and (plan.parameter_length, plan.cost, plan.writes) == (0, 0, True)
+    assert plan.run(memoryview(b"")) == b""
+    assert unit.memory.calls == [("flush",)]
+    assert isinstance(plan.then, Read) and (plan.then.offset, plan.then.length) == (512, 512)
 
 
 @sizes
