@@ -139,22 +139,24 @@ class Segment(NamedTuple):
 class DataInPlan:
     """Cuts ``length`` bytes for the initiator into Data-In PDUs (RFC 7143 11.7).
 
-    A PDU carries at most the initiator's MaxRecvDataSegmentLength, a burst at most MaxBurstLength bytes.
+    A PDU carries at most the initiator's MaxRecvDataSegmentLength, which it may declare anew in the middle of a
+    transfer (13.12), a burst at most MaxBurstLength bytes.
     """
 
-    __slots__ = ("_burst", "_burst_left", "_segment", "data_sn", "length", "offset")
+    __slots__ = ("_burst", "_burst_left", "_parameters", "data_sn", "length", "offset")
 
     def __init__(self, parameters: Parameters, length: int) -> None:
         self.length = length
         self.offset = 0
         self.data_sn = 0
-        self._segment = parameters.peer_max_recv_data_segment_length
+        self._parameters = parameters
         self._burst = parameters.max_burst_length
         self._burst_left = self._burst
 
     def next_length(self) -> int:
         """Bytes of the next PDU, if that many are at hand; 0 when everything was taken."""
-        return min(self._segment, self._burst_left, self.length - self.offset)
+        longest = self._parameters.peer_max_recv_data_segment_length
+        return min(longest, self._burst_left, self.length - self.offset)
 
     def take(self, available: int) -> Segment:
         """Return the next PDU, of at most ``available`` (> 0) bytes, and move on."""

@@ -506,6 +506,18 @@ def test_shorter_segments_declared_in_mid_session_hold_for_the_next_read() -> No
     assert [len(pdu.data) for pdu in session.outcome(1).pdus] == [1024] * 4
 
 
+def test_shorter_segments_declared_in_mid_session_hold_for_the_reads_under_way() -> None:
+    session = Session(Memory(), answer_text=lambda engine, pairs: engine.renegotiate(*pairs[0]))
+    session.device.content[:] = pattern(session.device.size)
+    session.read(1, 0, 2048)
+    session.send(TextRequest(initiator_task_tag=3, data=build([("MaxRecvDataSegmentLength", "1024")])))
+    session.hear()
+    outcome = session.outcome(1)
+    assert {len(pdu.data) for pdu in outcome.pdus} == {1024}
+    assert outcome.data == session.device.content[:MIB]
+    session.assert_idle()
+
+
 @pytest.mark.parametrize("key", [*sorted(KEYS), "X-new"])
 @pytest.mark.parametrize("value", ["", "Yes", "1", "512", "NotUnderstood", "x" * 300])
 def test_renegotiation_of_any_key_is_answered_or_a_protocol_error(key: str, value: str) -> None:
