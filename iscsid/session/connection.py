@@ -165,10 +165,12 @@ class TargetConnection:
                 continue
             else:
                 yield from self._other(pdu)
+                if self.closing:
+                    return
             if window.held:
                 yield from self._turns()
-            if self.closing:
-                return
+                if self.closing:
+                    return
 
     def _log_in(self, login: TargetLogin, request: Pdu | DamagedPdu) -> bool:
         """Give one PDU to the login; return whether full feature phase begins."""
@@ -344,8 +346,11 @@ class TargetConnection:
             stat_sn = self.stat_sn
             self.stat_sn = (stat_sn + 1) & 0xFFFFFFFF
             outbox = self.outbox
+            position = outbox.end
+            if position + 48 > outbox.size:
+                position = outbox.room(48)
             _PACK_DATA_IN(
-                outbox.buffer, outbox.room(48), _DATA_IN_GOOD, length, tag, 0xFFFFFFFF,
+                outbox.buffer, position, _DATA_IN_GOOD, length, tag, 0xFFFFFFFF,
                 stat_sn, exp_cmd_sn, (exp_cmd_sn + window.ahead) & 0xFFFFFFFF,
             )  # fmt: skip
             outbox.commit_and_lend(48, data)

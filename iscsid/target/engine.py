@@ -98,7 +98,6 @@ class Engine:
         self._logging_out = False
         self._handlers: dict[type, Callable[[Any], None]] = {
             Established: self._on_established,
-            ScsiCommand: self._on_command,
             ScsiDataOut: self._data_out.data_out,
             TaskManagementRequest: self._management.request,
             TextRequest: self._text.request,
@@ -106,7 +105,6 @@ class Engine:
             DamagedPdu: self._data_out.damaged,
         }
         self._starters: dict[type, Callable[[ScsiCommand, LogicalUnit, Any], None]] = {
-            Read: self._read,
             Write: self._write,
             Reply: self._reply,
             Job: self._job,
@@ -122,9 +120,13 @@ class Engine:
         connection = self.connection
         connection.framer.received(count)
         handlers = self._handlers
+        on_command = self._on_command
         for event in connection.events():
             try:
-                handlers[type(event)](event)
+                if type(event) is ScsiCommand:
+                    on_command(event)
+                else:
+                    handlers[type(event)](event)
             except RejectError as error:
                 if isinstance(event, Established):
                     raise
@@ -220,7 +222,10 @@ class Engine:
         except (ScsiError, BlockError, OSError) as error:
             self._refuse(command, error)
             return
-        self._starters[type(plan)](command, unit, plan)
+        if type(plan) is Read:
+            self._read(command, unit, plan)
+        else:
+            self._starters[type(plan)](command, unit, plan)
 
     def _on_absent(self, command: ScsiCommand) -> None:
         """A command to a LUN that there is not."""

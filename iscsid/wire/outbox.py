@@ -24,15 +24,32 @@ class Outbox:
     Attributes:
         buffer: the current chunk; ``Struct.pack_into(outbox.buffer, position, …)`` writes headers.
         view: a memoryview of it; slices of it are what devices read into.
+        size: its length.
         end: where the next byte goes, after a ``room`` the position that it returned.
+        queued: bytes that wait to be sent.
     """
 
-    __slots__ = ("_lent", "_ready", "_sealed", "_spare", "_start", "_taken", "buffer", "chunk_size", "end", "view")
+    __slots__ = (
+        "_lent",
+        "_ready",
+        "_sealed",
+        "_spare",
+        "_start",
+        "_taken",
+        "buffer",
+        "chunk_size",
+        "end",
+        "queued",
+        "size",
+        "view",
+    )
 
     def __init__(self, chunk_size: int = CHUNK_SIZE) -> None:
         self.chunk_size = chunk_size
         self.buffer = bytearray(0)
         self.view = memoryview(self.buffer)
+        self.size = 0
+        self.queued = 0
         self._start = 0  # first byte of the chunk that is neither sent nor in _ready
         self.end = 0
         self._ready: deque[memoryview] = deque()
@@ -42,15 +59,10 @@ class Outbox:
         self._sealed: deque[tuple[int, bytearray]] = deque()
         self._spare: list[bytearray] = []
 
-    @property
-    def queued(self) -> int:
-        """Bytes that wait to be sent."""
-        return self._lent + self.end - self._start
-
     def room(self, length: int) -> int:
         """Return the position in ``buffer`` where ``length`` contiguous bytes may be built; ``commit`` follows."""
         end = self.end
-        if end + length > len(self.buffer):
+        if end + length > self.size:
             self._next_chunk(length)
             return 0
         return end
@@ -58,6 +70,7 @@ class Outbox:
     def commit(self, length: int) -> None:
         """Append the ``length`` bytes built at the last ``room`` to the stream."""
         self.end += length
+        self.queued += length
 
     def put(self, data: bytes | bytearray | memoryview) -> None:
         """Append a copy of ``data``."""
@@ -65,6 +78,7 @@ class Outbox:
         position = self.room(length)
         self.buffer[position : position + length] = data
         self.end += length
+        self.queued += length
 
     def lend(self, data: memoryview) -> None:
         """Append ``data`` itself; it must stay valid until it was sent."""
@@ -78,6 +92,7 @@ class Outbox:
             self._start = end
         self._ready.append(data)
         self._lent += len(data)
+        self.queued += len(data)
 
     def commit_and_lend(self, length: int, data: memoryview) -> None:
         """``commit`` and ``lend`` in one; ``data`` must not be empty."""
@@ -87,7 +102,9 @@ class Outbox:
         ready.append(self.view[start:end])
         ready.append(data)
         self._start = self.end = end
-        self._lent += end - start + len(data)
+        lent = len(data)
+        self._lent += end - start + lent
+        self.queued += length + lent
 
     def segments(self) -> list[memoryview]:
         """Return what can go out in one ``sendmsg``; empty when nothing waits."""
@@ -106,6 +123,7 @@ class Outbox:
         """Forget the first ``count`` bytes: the socket has taken them."""
         ready = self._ready
         self._taken += count
+        self.queued -= count
         if not ready:
             self._start += count
         elif count == self._lent:
@@ -129,7 +147,7 @@ class Outbox:
         """Drop everything, and the borrowed memory with it."""
         self._ready.clear()
         self._sealed.clear()
-        self._lent = self._start = self.end = 0
+        self._lent = self._start = self.end = self.queued = 0
 
     def _recycle(self) -> None:
         """Let go of the chunks that were sent whole, also while what follows them waits: a peer may read for ever and
@@ -149,6 +167,7 @@ class Outbox:
             self._sealed.append((self._taken + self._lent, self.buffer))
         self.buffer = self._spare_of(length)
         self.view = memoryview(self.buffer)
+        self.size = len(self.buffer)
         self._start = self.end = 0
 
     def _spare_of(self, length: int) -> bytearray:
