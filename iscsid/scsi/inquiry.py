@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from iscsid.errors import ScsiError
 from iscsid.scsi.const import DIRECT_ACCESS_BLOCK_DEVICE, PROTOCOL_ISCSI, Association, CodeSet, Designator
 from iscsid.scsi.plan import Plan, Reply
+from iscsid.scsi.ports import port_name
 from iscsid.scsi.sense import Reason, build_sense
 
 if TYPE_CHECKING:
@@ -90,15 +91,15 @@ def device_identification(lu: LogicalUnit, nexus: Nexus) -> bytes:
     """Page 83h (SPC-4 7.8.6): the unit by three names, then the port and the target that this nexus goes through."""
     identity = lu.identity
     t10 = padded(identity.vendor, 8) + padded(identity.serial, len(identity.serial))
-    port = f"{nexus.target_name},t,0x{nexus.portal_group_tag:04x}"
-    relative_port = struct.pack(">2xH", nexus.portal_group_tag)
     logical_unit, target_port = Association.LOGICAL_UNIT, Association.TARGET_PORT
+    relative_port = struct.pack(">2xH", nexus.portal_group_tag)
+    port = name_string(port_name(nexus.target_name, nexus.portal_group_tag))
     return b"".join(
         (
             designator(logical_unit, Designator.NAA, CodeSet.BINARY, naa_locally_assigned(identity.serial)),
             designator(logical_unit, Designator.T10_VENDOR_ID, CodeSet.ASCII, t10),
             designator(logical_unit, Designator.SCSI_NAME_STRING, CodeSet.UTF_8, name_string(identity.name)),
-            designator(target_port, Designator.SCSI_NAME_STRING, CodeSet.UTF_8, name_string(port)),
+            designator(target_port, Designator.SCSI_NAME_STRING, CodeSet.UTF_8, port),
             designator(target_port, Designator.RELATIVE_TARGET_PORT, CodeSet.BINARY, relative_port),
             designator(
                 Association.TARGET_DEVICE, Designator.SCSI_NAME_STRING, CodeSet.UTF_8, name_string(nexus.target_name)
@@ -126,6 +127,49 @@ def name_string(name: str) -> bytes:
     """Return a SCSI name string: UTF-8, ended by a null and filled to a multiple of four (SPC-4 7.8.6.11)."""
     data = name.encode()
     return data + bytes(4 - len(data) % 4)
+
+
+def management_network_addresses(lu: LogicalUnit, nexus: Nexus) -> bytes:
+    """Page 85h (SPC-4 7.8.8): the list is empty, for the server is managed on its own host."""
+    return b""
+
+
+# ACTIVATE MICROCODE and protection, task attributes, caches, LUICLR; the rest, from R_SUP on, is not supported
+_EXTENDED_INQUIRY = struct.Struct(">BBBB56x")
+_SIMPSUP = 0x01
+_V_SUP = 0x01
+_LUICLR = 0x01
+
+
+def extended_inquiry_data(lu: LogicalUnit, nexus: Nexus) -> bytes:
+    """Page 86h (SPC-4 7.8.7): what of SAM and SPC is there.
+
+    No microcode to download, no protection information, no referrals (hence no page B3h). HEADSUP and ORDSUP are 0:
+    tasks of every attribute are executed as SIMPLE ones. V_SUP tells of a cache that SYNCHRONIZE CACHE empties.
+    """
+    return _EXTENDED_INQUIRY.pack(0, _SIMPSUP, _V_SUP if lu.volatile else 0, _LUICLR)
+
+
+_ALL_PAGES_AND_SUBPAGES = b"\x3f\xff"
+_SHARED = 0b00  # MODE PAGE POLICY
+
+
+def mode_page_policy(lu: LogicalUnit, nexus: Nexus) -> bytes:
+    """Page 87h (SPC-4 7.8.10): one descriptor for all pages: one set of values for all I_T nexuses of the unit."""
+    return _ALL_PAGES_AND_SUBPAGES + bytes((_SHARED, 0))
+
+
+_PORT_HEADER = struct.Struct(">2xH2xH")  # RELATIVE PORT IDENTIFIER, INITIATOR PORT TRANSPORTID LENGTH
+
+
+def scsi_ports(lu: LogicalUnit, nexus: Nexus) -> bytes:
+    """Page 88h (SPC-4 7.8.16): every target port of the target, by its SCSI name; none of them is an initiator."""
+    descriptors = []
+    for group in lu.port_groups:
+        name = name_string(port_name(nexus.target_name, group.tag))
+        value = designator(Association.TARGET_PORT, Designator.SCSI_NAME_STRING, CodeSet.UTF_8, name)
+        descriptors.append(_PORT_HEADER.pack(group.tag, 0) + struct.pack(">2xH", len(value)) + value)
+    return b"".join(descriptors)
 
 
 # -- pages of SBC-3 --------------------------------------------------------------------------------------------------
@@ -195,6 +239,10 @@ PAGES: dict[int, Callable[[LogicalUnit, Nexus], bytes]] = {
     0x00: supported_pages,
     0x80: unit_serial_number,
     0x83: device_identification,
+    0x85: management_network_addresses,
+    0x86: extended_inquiry_data,
+    0x87: mode_page_policy,
+    0x88: scsi_ports,
     0xB0: block_limits,
     0xB1: block_device_characteristics,
     0xB2: logical_block_provisioning,

@@ -16,6 +16,7 @@ from iscsid.block.device import Support
 from iscsid.errors import ScsiError
 from iscsid.scsi.commands import COMMANDS, Attention, Command, Feature, Handler
 from iscsid.scsi.plan import Plan
+from iscsid.scsi.ports import ONE_GROUP, PortGroup
 from iscsid.scsi.sense import Reason
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class LogicalUnit:
     """A direct access block device (SBC-3) over a guarded device.
 
     ``blocks``, ``shift`` (log2 of the block size), ``max_blocks`` (MAXIMUM TRANSFER LENGTH) and ``volatile`` (something
-    is lost when the power fails before a flush) are what the handlers look at.
+    is lost when the power fails before a flush) are what the handlers look at. ``port_groups`` are the target port
+    groups that lead here; the tuple may be replaced between two commands.
     """
 
     __slots__ = (
@@ -88,14 +90,16 @@ class LogicalUnit:
         "max_unmap_blocks",
         "max_unmap_descriptors",
         "max_write_same_blocks",
+        "port_groups",
         "readonly",
         "shift",
         "volatile",
     )
 
-    def __init__(self, device: Guarded, identity: Identity) -> None:
+    def __init__(self, device: Guarded, identity: Identity, port_groups: Sequence[PortGroup] = ONE_GROUP) -> None:
         self.device = device
         self.identity = identity
+        self.port_groups = tuple(port_groups)
         self.block_size = device.block_size
         self.blocks = device.size // device.block_size
         self.shift = device.block_size.bit_length() - 1

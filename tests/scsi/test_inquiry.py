@@ -10,6 +10,7 @@ import pytest
 
 from iscsid.scsi.inquiry import PAGES, STANDARD, naa_locally_assigned, name_string, padded
 from iscsid.scsi.lu import Identity
+from iscsid.scsi.ports import PortGroup
 from iscsid.scsi.sense import Reason
 
 TARGET = "iqn.2026-11.org.iscsid:disk0"
@@ -95,7 +96,7 @@ def test_page_that_is_not_there_is_refused(unit, code: int) -> None:
 
 
 def test_supported_pages_are_listed_in_ascending_order(unit) -> None:
-    assert page(unit, 0x00) == bytes.fromhex("0000 0006 00 80 83 b0 b1 b2")  # SPC-4 7.8.14
+    assert page(unit, 0x00) == bytes.fromhex("0000 000a 00 80 83 85 86 87 88 b0 b1 b2")  # SPC-4 7.8.14
 
 
 def test_serial_number_page(unit) -> None:
@@ -150,6 +151,57 @@ def test_naa_depends_on_the_serial_alone_and_is_locally_assigned() -> None:
 @pytest.mark.parametrize(("name", "value"), [("abc", b"abc\0"), ("abcd", b"abcd\0\0\0\0"), ("", bytes(4))])
 def test_name_string_is_ended_and_filled_to_four(name: str, value: bytes) -> None:
     assert name_string(name) == value  # SPC-4 7.8.6.11
+
+
+def test_no_management_network_address_is_told(unit) -> None:
+    assert page(unit, 0x85) == bytes.fromhex("0085 0000")  # SPC-4 7.8.8
+
+
+@pytest.mark.parametrize(("lacks", "v_sup"), [((), "01"), (("flush",), "00")])
+def test_extended_inquiry_data_byte_by_byte(make_unit: Callable, lacks: tuple, v_sup: str) -> None:
+    expected = bytes.fromhex(
+        "0086 003c"  # SPC-4 7.8.7
+        "00"  # ACTIVATE MICROCODE, SPT, GRD_CHK, APP_CHK, REF_CHK
+        "01"  # UASK_SUP, GROUP_SUP, PRIOR_SUP, HEADSUP, ORDSUP 0; SIMPSUP 1
+        + v_sup  # WU_SUP, CRD_SUP, NV_SUP 0; V_SUP: a volatile cache
+        + "01"  # P_I_I_SUP 0; LUICLR 1
+        "00"  # R_SUP, CBCS
+        "00"  # MULTI I_T NEXUS MICROCODE DOWNLOAD
+        "0000"  # EXTENDED SELF-TEST COMPLETION MINUTES
+        "00"  # POA_SUP, HRA_SUP, VSA_SUP
+        "00"  # MAXIMUM SUPPORTED SENSE DATA LENGTH: not reported
+    )
+    assert page(make_unit(lacks=lacks), 0x86) == expected.ljust(64, b"\0")
+
+
+def test_mode_pages_are_shared_by_all_nexuses(unit) -> None:
+    assert page(unit, 0x87) == bytes.fromhex(
+        "0087 0004"  # SPC-4 7.8.10
+        "3f ff"  # POLICY PAGE CODE and POLICY SUBPAGE CODE: all that no other descriptor names
+        "00"  # MLUS 0, MODE PAGE POLICY 00b: shared
+        "00"
+    )
+
+
+def test_scsi_ports_of_one_portal_group(unit) -> None:
+    name = name_string(f"{TARGET},t,0x0001")
+    head = bytes.fromhex(
+        "0088 0038"  # SPC-4 7.8.16
+        "0000 0001"  # reserved, RELATIVE PORT IDENTIFIER
+        "0000 0000"  # reserved, INITIATOR PORT TRANSPORTID LENGTH
+        "0000 002c"  # reserved, TARGET PORT DESCRIPTORS LENGTH
+        "53 98 00 28"  # iSCSI, UTF-8; PIV, target port, SCSI name string; length
+    )
+    assert page(unit, 0x88) == head + name and len(name) == 0x28
+
+
+def test_scsi_ports_names_every_group_of_the_unit_through_any_port(unit) -> None:
+    unit.lu.port_groups = (PortGroup(1), PortGroup(0x20))
+    unit.nexus.portal_group_tag = 0x20
+    data = page(unit, 0x88)
+    first, second = data[4:60], data[60:]
+    assert (first[2:4], second[2:4]) == (b"\0\x01", b"\0\x20")
+    assert first[16:] == name_string(f"{TARGET},t,0x0001") and second[16:] == name_string(f"{TARGET},t,0x0020")
 
 
 # -- Block Limits: SBC-3 6.6.4, table 204 -----------------------------------------------------------------------------
