@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iscsid.scsi import inquiry, mode, report, rw
+from iscsid.scsi import inquiry, mode, ports, report, rw
 from iscsid.scsi.const import Opcode, ServiceAction
 
 if TYPE_CHECKING:
@@ -175,6 +175,8 @@ COMMANDS: tuple[Command, ...] = (
          (), _IN, report.get_lba_status, False, _THIN, _READING, _REPORTED, _LONG),
     _row(_Op.REPORT_LUNS, None, "a0 00 ff 000000 ffffffff 00 00",
          (), _IN, report.report_luns, False, _DISK, _ANY, _EXEMPT, _SHORT),
+    _row(_Op.MAINTENANCE_IN, _Sa.REPORT_TARGET_PORT_GROUPS, "a3 ea 00000000 ffffffff 00 00",
+         (), _IN, ports.report_target_port_groups, False, _DISK, _ANY, _REPORTED, _SHORT),
     _row(_Op.MAINTENANCE_IN, _Sa.REPORT_SUPPORTED_OPERATION_CODES, "a3 0c 87 ff ffff ffffffff 00 00",
          (), _IN, report.report_supported_operation_codes, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.MAINTENANCE_IN, _Sa.REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS, "a3 0d 80 000000 ffffffff 00 00",

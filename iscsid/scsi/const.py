@@ -72,6 +72,7 @@ class Opcode(enum.IntEnum):
 class ServiceAction(enum.IntEnum):
     """Service actions, each of the operation code named in its comment."""
 
+    REPORT_TARGET_PORT_GROUPS = 0x0A  # MAINTENANCE IN, SPC-4 6.37
     REPORT_SUPPORTED_OPERATION_CODES = 0x0C  # MAINTENANCE IN, SPC-4 6.35
     REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS = 0x0D  # MAINTENANCE IN, SPC-4 6.36
     READ_CAPACITY_16 = 0x10  # SERVICE ACTION IN(16), SBC-3 5.17

@@ -27,7 +27,7 @@ DESC = 0x01  # byte 1 of REQUEST SENSE: descriptor format
 STANDARD = struct.Struct(">BBBBBBBB8s16s4s22x8H22x")
 VERSION_SPC_4 = 0x06
 _HISUP, _FORMAT = 0x10, 0x02  # hierarchical LUNs; the format of SPC-2 and later
-_CMDQUE = 0x02
+_TPGS_IMPLICIT, _MULTIP, _CMDQUE = 0x10, 0x10, 0x02  # bytes 5, 6 and 7
 VERSION_DESCRIPTORS = (0x00A0, 0x0960, 0x0460, 0x04C0)  # SAM-5, iSCSI, SPC-4, SBC-3, no version claimed (SPC-4 6.6.5)
 
 
@@ -37,23 +37,23 @@ def inquiry(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
     if not cdb[1] & EVPD:
         if page:
             raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=2)
-        return Reply(standard_data(lu.identity)[:allocation_length])
+        return Reply(standard_data(lu.identity, len(lu.port_groups))[:allocation_length])
     build = PAGES.get(page)
     if build is None:
         raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=2)
     return Reply(vpd_page(DIRECT_ACCESS_BLOCK_DEVICE, page, build(lu, nexus))[:allocation_length])
 
 
-def standard_data(identity: Identity) -> bytes:
-    """Return the standard INQUIRY data (SPC-4 6.6.2)."""
+def standard_data(identity: Identity, ports: int = 1) -> bytes:
+    """Return the standard INQUIRY data (SPC-4 6.6.2) of a unit that is behind so many target ports."""
     return STANDARD.pack(
         DIRECT_ACCESS_BLOCK_DEVICE,
         0,  # RMB: the medium stays in
         VERSION_SPC_4,
         _HISUP | _FORMAT,
         STANDARD.size - 5,
-        0,  # no SCC, ACC, TPGS, 3PC, PROTECT
-        0,  # no enclosure; MULTIP is not claimed
+        _TPGS_IMPLICIT,  # REPORT TARGET PORT GROUPS without SET; no SCC, ACC, 3PC, PROTECT
+        _MULTIP if ports > 1 else 0,  # no enclosure
         _CMDQUE,
         padded(identity.vendor, 8),
         padded(identity.product, 16),
@@ -92,7 +92,7 @@ def device_identification(lu: LogicalUnit, nexus: Nexus) -> bytes:
     identity = lu.identity
     t10 = padded(identity.vendor, 8) + padded(identity.serial, len(identity.serial))
     logical_unit, target_port = Association.LOGICAL_UNIT, Association.TARGET_PORT
-    relative_port = struct.pack(">2xH", nexus.portal_group_tag)
+    number = struct.pack(">2xH", nexus.portal_group_tag)  # of the port and, for each has its own, of its group
     port = name_string(port_name(nexus.target_name, nexus.portal_group_tag))
     return b"".join(
         (
@@ -100,7 +100,8 @@ def device_identification(lu: LogicalUnit, nexus: Nexus) -> bytes:
             designator(logical_unit, Designator.T10_VENDOR_ID, CodeSet.ASCII, t10),
             designator(logical_unit, Designator.SCSI_NAME_STRING, CodeSet.UTF_8, name_string(identity.name)),
             designator(target_port, Designator.SCSI_NAME_STRING, CodeSet.UTF_8, port),
-            designator(target_port, Designator.RELATIVE_TARGET_PORT, CodeSet.BINARY, relative_port),
+            designator(target_port, Designator.RELATIVE_TARGET_PORT, CodeSet.BINARY, number),
+            designator(target_port, Designator.TARGET_PORT_GROUP, CodeSet.BINARY, number),
             designator(
                 Association.TARGET_DEVICE, Designator.SCSI_NAME_STRING, CodeSet.UTF_8, name_string(nexus.target_name)
             ),

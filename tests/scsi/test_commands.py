@@ -96,7 +96,8 @@ def test_only_three_commands_pass_a_unit_attention() -> None:
     [
         (
             Reservation.ALLOWED,
-            "INQUIRY READ_CAPACITY_10 READ_CAPACITY_16 REPORT_LUNS REQUEST_SENSE TEST_UNIT_READY",
+            "INQUIRY READ_CAPACITY_10 READ_CAPACITY_16 REPORT_LUNS REPORT_TARGET_PORT_GROUPS REQUEST_SENSE "
+            "TEST_UNIT_READY",
         ),
         (
             Reservation.READING,

@@ -30,7 +30,7 @@ def test_standard_data_byte_by_byte(unit) -> None:
         "06"  # SPC-4
         "12"  # NORMACA 0, HISUP 1, RESPONSE DATA FORMAT 2h
         "5b"  # ADDITIONAL LENGTH: 96 bytes in all
-        "00"  # SCCS, ACC, TPGS, 3PC, PROTECT
+        "10"  # SCCS 0, ACC 0, TPGS 01b (implicit only), 3PC 0, PROTECT 0
         "00"  # ENCSERV, MULTIP
         "02"  # CMDQUE 1
     )
@@ -54,6 +54,11 @@ def test_page_code_without_evpd_is_refused(unit) -> None:
 
 def test_removable_device_is_no_removable_medium(make_unit: Callable) -> None:
     assert make_unit(removable=True).run("12 00 00 0060 00")[1] == 0
+
+
+def test_multip_tells_of_several_ports(unit) -> None:
+    unit.lu.port_groups = (PortGroup(1), PortGroup(2))
+    assert unit.run("12 00 00 0060 00")[5:7] == bytes.fromhex("10 10")
 
 
 def test_identity_is_filled_with_spaces_and_cut(make_unit: Callable) -> None:
@@ -123,6 +128,7 @@ def test_device_identification_names_unit_port_and_target(unit) -> None:
         (0, 3, 0, 0, 0x8, name_string(f"{TARGET},L,0x0000000000000000")),
         (5, 3, 1, 1, 0x8, name_string(f"{TARGET},t,0x0001")),
         (5, 1, 1, 1, 0x4, bytes.fromhex("00000001")),
+        (5, 1, 1, 1, 0x5, bytes.fromhex("00000001")),
         (5, 3, 1, 2, 0x8, name_string(TARGET)),
     ]
 
@@ -130,7 +136,7 @@ def test_device_identification_names_unit_port_and_target(unit) -> None:
 def test_device_identification_tells_the_port_of_the_nexus(unit) -> None:
     unit.nexus.portal_group_tag = 0x1234
     values = [value for *_, value in designators(page(unit, 0x83))]
-    assert name_string(f"{TARGET},t,0x1234") in values and bytes.fromhex("00001234") in values
+    assert name_string(f"{TARGET},t,0x1234") in values and values.count(bytes.fromhex("00001234")) == 2
 
 
 def test_names_of_the_unit_do_not_depend_on_the_nexus(unit) -> None:

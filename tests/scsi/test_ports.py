@@ -11,7 +11,6 @@ from iscsid.scsi.ports import (
     PortGroup,
     StateChange,
     port_name,
-    report_target_port_groups,
     set_port_groups,
 )
 from iscsid.scsi.sense import Reason
@@ -21,8 +20,7 @@ TWO_GROUPS = (PortGroup(1), PortGroup(2))
 
 
 def report(unit, *, data_format: int = 0, length: int = 0xFFFF) -> bytes:
-    cdb = bytes((0xA3, data_format << 5 | 0x0A, 0, 0, 0, 0)) + length.to_bytes(4, "big") + bytes(6)
-    return report_target_port_groups(unit.lu, cdb, unit.nexus).data
+    return unit.run(f"a3 {data_format << 5 | 0x0A:02x} 00000000 {length:08x} 00 00")
 
 
 def test_name_of_a_port_is_target_and_tag() -> None:
@@ -79,9 +77,8 @@ def test_report_is_cut_to_the_allocation_length(unit, length: int) -> None:
 
 @pytest.mark.parametrize("data_format", range(2, 8))
 def test_format_that_is_not_there_is_refused(unit, data_format: int) -> None:
-    with pytest.raises(ScsiError) as caught:
-        report(unit, data_format=data_format)
-    assert (caught.value.reason, caught.value.field, caught.value.bit) == (Reason.INVALID_FIELD_IN_CDB, 1, 7)
+    error = unit.refusal(f"a3 {data_format << 5 | 0x0A:02x} 00000000 0000ffff 00 00")
+    assert (error.reason, error.field, error.bit) == (Reason.INVALID_FIELD_IN_CDB, 1, 7)
 
 
 # -- SET TARGET PORT GROUPS: SPC-4 6.45, tables 325 and 326 -----------------------------------------------------------
