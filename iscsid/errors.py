@@ -96,6 +96,8 @@ class RejectError(RemoteProtocolError):
 class ScsiError(IscsidError):
     """A command ends in CHECK CONDITION; ``reason`` is a member of ``scsi.sense.Reason``.
 
+    Or it ends in another status without sense data, RESERVATION CONFLICT: then ``reason`` is the ``scsi.const.Status``.
+
     ``field`` and ``bit`` point at the byte (and its highest wrong bit) of the CDB, or of the parameter list where
     ``in_data``, for the sense-key specific bytes (SPC-4 4.5.2.4.2). ``information`` is the INFORMATION field: an LBA,
     or the offset of a miscompare.

@@ -216,12 +216,13 @@ _MEDIUM_ERRNOS = frozenset({errno.EIO, errno.EILSEQ, errno.EUCLEAN, errno.EREMOT
 
 
 def reason_of(exc: BaseException, is_write: bool) -> ScsiError | Status:
-    """Turn what a device raised into an error with sense data, or into BUSY, TASK SET FULL or TASK ABORTED.
+    """Turn what a device raised into an error with sense data, or into a status that needs none.
 
-    What is neither BlockError nor OSError is a bug: HARDWARE ERROR, INTERNAL TARGET FAILURE.
+    A ScsiError is told as it is; one whose reason is a status (RESERVATION CONFLICT) has no sense data, so it is that
+    status. What is none of these is a bug: HARDWARE ERROR, INTERNAL TARGET FAILURE.
     """
     if isinstance(exc, ScsiError):
-        return exc
+        return exc.reason if isinstance(exc.reason, Status) else exc
     answer: _STATUS_OR_REASON = Reason.INTERNAL_TARGET_FAILURE
     if isinstance(exc, BlockError):
         answer = FAULTS[exc.fault]

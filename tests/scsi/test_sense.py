@@ -201,6 +201,10 @@ def test_a_scsi_error_is_told_as_it_is() -> None:
     assert reason_of(error, False) is error
 
 
+def test_a_scsi_error_that_is_a_status_is_told_as_that_status() -> None:
+    assert reason_of(ScsiError(Status.RESERVATION_CONFLICT), True) is Status.RESERVATION_CONFLICT
+
+
 def told(answer: ScsiError | Status) -> Reason | Status:
     if isinstance(answer, Status):
         return answer
