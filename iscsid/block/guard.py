@@ -19,7 +19,7 @@ import contextlib
 import ctypes
 import mmap
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Support, Threading
 from iscsid.block.fault import fault_of
@@ -55,6 +55,12 @@ _LENGTHS = ("physical_block_size", "minimum_io", "optimal_io", "discard_granular
 Transfer = Callable[[memoryview, int], None]
 
 
+class Exclusive(Protocol):
+    """See ``Guarded.exclusive``."""
+
+    def __call__(self, offset: int, length: int, wait: bool = True, /) -> contextlib.AbstractContextManager[object]: ...
+
+
 class Guarded:
     """A device with its facts checked, its gaps filled and its calls guarded.
 
@@ -67,6 +73,10 @@ class Guarded:
     ``Threading.SERIAL``), the caller holds ``lock``, a context manager, around every call that another thread could
     meet; this room makes no locks, so the daemon puts a real one there. ``read_now`` and ``write_now`` need no lock: a
     serialised device, which therefore is never ``inline``, always refuses them.
+
+    ``exclusive(offset, length, wait=True)`` is a context manager around calls that no other holder of an overlapping
+    range may meet, whichever process it is in; it is entered before ``lock``. Without ``wait``, entering raises
+    BlockingIOError where another one holds the range. It, too, is the daemon's to give.
 
     Raises BlockError(INVALID) when the facts of the device do not fit together.
     """
@@ -84,6 +94,7 @@ class Guarded:
         "discard_alignment",
         "discard_granularity",
         "discard_zeroes",
+        "exclusive",
         "inline",
         "lends",
         "lock",
@@ -108,6 +119,7 @@ class Guarded:
     #: ``view(offset, length)``: the range where it lies; only where ``lends``.
     view: Callable[[int, int], memoryview]
     lock: contextlib.AbstractContextManager[Any]
+    exclusive: Exclusive
     minimum_io: int
     optimal_io: int
     discard_granularity: int
@@ -129,6 +141,7 @@ class Guarded:
         self.removable = device.removable
         self.discard_zeroes = device.discard_zeroes and self.can.discard is Support.NATIVE
         self.lock = contextlib.nullcontext()
+        self.exclusive = _unshared
         self._bounces: list[mmap.mmap] = []
         self._bind(device)
 
@@ -338,6 +351,11 @@ class Guarded:
             yield buffer
         if len(self._bounces) < SPARE_BUFFERS:
             self._bounces.append(area)
+
+
+def _unshared(offset: int, length: int, wait: bool = True, /) -> contextlib.AbstractContextManager[object]:
+    """``exclusive`` where nobody else can hold anything."""
+    return contextlib.nullcontext()
 
 
 def is_aligned(buffer: memoryview, alignment: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from iscsid.block.device import Device, Support
 from iscsid.block.guard import Guarded
 from iscsid.daemon.boot import WorkerBoot
+from iscsid.daemon.locks import RangeLock, lock_path
 from iscsid.daemon.pool import Pool
 from iscsid.errors import BlockError, Fault, IscsidError
 from iscsid.scsi.lu import Identity, LogicalUnit
@@ -34,12 +35,13 @@ class Nodes:
 
     def __init__(self, boot: WorkerBoot) -> None:
         self.by_name: dict[str, TargetNode] = {}
+        self._locks: list[RangeLock] = []
         self._slow: list[tuple[Guarded, Callable[[memoryview, int], None]]] = []
         self._slow_until = 0.0
         try:
             for target in boot.spec.targets:
                 if boot.serves(target.name):
-                    self.by_name[target.name] = _open_target(boot, target)
+                    self.by_name[target.name] = _open_target(boot, target, self._locks)
         except NodeError:
             self.close(flush=False)
             raise
@@ -83,6 +85,9 @@ class Nodes:
             for name in sorted({name for name, _ in left}):
                 log.error("%s: not flushed and closed within %g seconds", name, seconds)
         pool.close(0.0 if left else seconds)
+        if release and not left:
+            for lock in self._locks:
+                lock.close()
         self.by_name.clear()
         self._slow.clear()
 
@@ -107,11 +112,11 @@ def _later(_data: memoryview, _offset: int) -> None:
     raise BlockingIOError
 
 
-def _open_target(boot: WorkerBoot, target: TargetSpec) -> TargetNode:
+def _open_target(boot: WorkerBoot, target: TargetSpec, locks: list[RangeLock]) -> TargetNode:
     units: dict[int, LogicalUnit] = {}
     for lun in target.luns:
         try:
-            units[lun.lun] = _open_unit(boot, target, lun)
+            units[lun.lun] = _open_unit(boot, target, lun, locks)
         except Exception as error:  # a device of a stranger may raise anything
             for unit in units.values():
                 _discard(unit.device)
@@ -121,7 +126,7 @@ def _open_target(boot: WorkerBoot, target: TargetSpec) -> TargetNode:
     return TargetNode(target.name, units, alias=target.alias, offers=offers)
 
 
-def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec) -> LogicalUnit:
+def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: list[RangeLock]) -> LogicalUnit:
     options = boot.prepared.get((target.name, lun.lun), lun.options)
     role = "readonly" if lun.readonly else "owner" if target.name in boot.owners else "worker"
     device = boot.plugins.open(lun.backend, options, role)
@@ -134,6 +139,8 @@ def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec) -> LogicalUni
         if guarded.serialised:
             guarded.lock = threading.Lock()
         name = f"{target.name},L,0x{lun.lun:016x}"
+        locks.append(RangeLock(lock_path(boot.spec.runtime_dir, lun.serial or name)))
+        guarded.exclusive = locks[-1].exclusive
         return LogicalUnit(guarded, Identity(lun.serial, name, lun.vendor, lun.product))
     except Exception:
         _discard(device)

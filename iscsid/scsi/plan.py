@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from iscsid.scsi.const import Status
+
+_GOOD = int(Status.GOOD)
+
 
 class Reply:
-    """GOOD, with ``data`` as data-in, already cut to the allocation length; b"" for a command without data."""
+    """GOOD, with ``data`` as data-in, already cut to the allocation length; b"" for a command without data.
 
-    __slots__ = ("data",)
+    A command without data may end in another ``status``, CONDITION MET.
+    """
 
-    def __init__(self, data: bytes) -> None:
+    __slots__ = ("data", "status")
+
+    def __init__(self, data: bytes, status: int = _GOOD) -> None:
         self.data = data
+        self.status = status
 
 
 class Read:
@@ -51,10 +59,12 @@ class Job:
     ``cost``, the bytes of medium it may touch, is small; elsewhere it belongs into the pool. It calls the device more
     than once: the lock of a serialised device is held around all of it. ``writes`` tells which side of the medium
     failed when it raises OSError. ``then`` is what the command goes on with when ``run``, which has no data-in then,
-    has succeeded.
+    has succeeded. ``exclusive``, offset and length, is the range that nobody else may hold meanwhile
+    (``Guarded.exclusive``): whoever calls ``run`` holds it around the call. ``status`` is that of a success without
+    data.
     """
 
-    __slots__ = ("cost", "exact", "parameter_length", "run", "then", "writes")
+    __slots__ = ("cost", "exact", "exclusive", "parameter_length", "run", "status", "then", "writes")
 
     def __init__(
         self,
@@ -65,6 +75,8 @@ class Job:
         writes: bool = False,
         exact: bool = False,
         then: Read | None = None,
+        exclusive: tuple[int, int] | None = None,
+        status: int = _GOOD,
     ) -> None:
         self.run = run
         self.parameter_length = parameter_length
@@ -72,6 +84,8 @@ class Job:
         self.writes = writes
         self.exact = exact
         self.then = then
+        self.exclusive = exclusive
+        self.status = status
 
 
 Plan = Reply | Read | Write | Job

@@ -52,6 +52,11 @@ class Answers:
         else:
             self._connection.respond(command.initiator_task_tag, GOOD, b"", expected, length)
 
+    def status(self, command: ScsiCommand, status: int) -> None:
+        """A status that is no failure and has no data, CONDITION MET; what the initiator expected was not moved."""
+        expected = command.expected_data_transfer_length if command.flags & _BOTH else 0
+        self._connection.respond(command.initiator_task_tag, status, b"", expected, 0)
+
     def fail(
         self, command: ScsiCommand, error: Exception, *, writes: bool = False, sent: int = 0, exp_data_sn: int = 0
     ) -> None:

@@ -9,6 +9,7 @@ Nothing here knows a socket, a thread or a clock, and nothing outside joins ``se
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ Data = bytes | bytearray
 
 AnswerText = Callable[["Engine", Sequence[Pair]], Sequence[Pair]]
 
+_NOTHING_HELD = contextlib.nullcontext()
 INLINE_COST = 1 << 18  # bytes of medium that a job may touch in the worker's loop
 _DIRECTION = int(FINAL | READ | WRITE)
 _WHOLE_READ = int(FINAL | READ)  # a read, and no unsolicited data
@@ -351,7 +353,10 @@ class Engine:
         self._data_out.collect(command, wanted, finish, streams, plan.offset)
 
     def _reply(self, command: ScsiCommand, _: LogicalUnit, plan: Reply) -> None:
-        self._after_unsolicited(command, lambda: self._deliver(command, plan.data))
+        if plan.status:
+            self._after_unsolicited(command, lambda: self._answers.status(command, plan.status))
+        else:
+            self._after_unsolicited(command, lambda: self._deliver(command, plan.data))
 
     def _job(self, command: ScsiCommand, unit: LogicalUnit, plan: Job) -> None:
         """Gather the parameters, then run the job here or in the pool."""
@@ -368,15 +373,22 @@ class Engine:
                 self._read(command, unit, plan.then)
             elif result:
                 self._deliver(command, result)
+            elif plan.status:
+                self._answers.status(command, plan.status)
             else:
                 self._answers.good(command, plan.parameter_length, WRITE)
 
         def finish(task: WriteTask) -> None:
             parameters = memoryview(task.gathered)
-            if here:
-                self._conclude(task, lambda: plan.run(parameters), good, writes=plan.writes)
-            else:
-                self._in_pool(task, device, lambda: plan.run(parameters), good, writes=plan.writes)
+
+            def run() -> Data:
+                return plan.run(parameters)
+
+            with contextlib.ExitStack() as held:
+                if here and _holds(held, device, plan.exclusive):
+                    self._conclude(task, run, good, writes=plan.writes)
+                    return
+            self._in_pool(task, device, run, good, writes=plan.writes, exclusive=plan.exclusive)
 
         self._data_out.collect(command, min(plan.parameter_length, allowed), finish)
 
@@ -425,11 +437,13 @@ class Engine:
         good: Callable[[Data], None],
         *,
         writes: bool,
+        exclusive: tuple[int, int] | None = None,
     ) -> None:
         """Run the last step of a task in the pool, and answer it afterwards."""
 
         def locked() -> Data:
-            with device.lock:
+            # The range first: whoever waits for it keeps nobody else from the device.
+            with device.exclusive(*exclusive) if exclusive else _NOTHING_HELD, device.lock:
                 return run()
 
         def done(result: Data | None, error: Exception | None) -> None:
@@ -469,3 +483,13 @@ class Engine:
         for then in self._when_idle:
             then()
         self._when_idle.clear()
+
+
+def _holds(held: contextlib.ExitStack, device: Guarded, exclusive: tuple[int, int] | None) -> bool:
+    """Hold the range in ``held`` if nobody has to be waited for; what fails otherwise fails again in the pool."""
+    if exclusive is not None:
+        try:
+            held.enter_context(device.exclusive(*exclusive, False))
+        except (BlockError, OSError):
+            return False
+    return True

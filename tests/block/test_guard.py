@@ -654,3 +654,13 @@ def test_lock_is_none_until_the_daemon_gives_one() -> None:
     guard.lock = threading.Lock()
     with guard.lock:
         assert not guard.lock.acquire(blocking=False)
+
+
+# Ranges held against others.
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_range_is_exclusive_to_everybody_where_nobody_else_can_be(wait: bool) -> None:
+    guard = Guarded(Plain())
+    with guard.exclusive(0, 512, wait), guard.exclusive(0, 512, wait):
+        pass

@@ -285,3 +285,41 @@ def test_close_without_flush_closes_only() -> None:
     nodes = Nodes(boot_of(lun_of(device)))
     nodes.close(flush=False)
     assert device.log == ["close"]
+
+
+# --- ranges held against other workers --------------------------------------------------------------------------------
+
+
+def test_range_is_held_against_every_worker_and_only_on_its_unit(tmp_path: Path) -> None:
+    luns = (lun_of(MemoryDevice(), 0, serial="A"), lun_of(MemoryDevice(), 1, serial="B"))
+    one, two = (Nodes(boot_of(*luns, runtime_dir=str(tmp_path))) for _ in range(2))
+    with guarded(one).exclusive(0, 512):
+        with pytest.raises(BlockingIOError), guarded(two).exclusive(0, 512, False):
+            pass
+        with guarded(two).exclusive(512, 512, False), guarded(two, 1).exclusive(0, 512, False):
+            pass
+    with guarded(two).exclusive(0, 512, False):
+        pass
+    one.close()
+    two.close()
+
+
+def test_two_luns_of_one_serial_number_are_one_unit_also_for_ranges(tmp_path: Path) -> None:
+    luns = (lun_of(MemoryDevice(), 0, serial="A"), lun_of(MemoryDevice(), 1, serial="A"))
+    nodes = Nodes(boot_of(*luns, runtime_dir=str(tmp_path)))
+    first, second = (guarded(nodes, number) for number in (0, 1))
+    with first.exclusive(0, 512), pytest.raises(BlockingIOError), second.exclusive(0, 512, False):
+        pass
+    nodes.close()
+
+
+@pytest.mark.parametrize("release", [True, False])
+def test_close_gives_lock_files_back_with_the_devices(tmp_path: Path, release: bool) -> None:
+    nodes = Nodes(boot_of(lun_of(MemoryDevice(), serial="A"), runtime_dir=str(tmp_path)))
+    with guarded(nodes).exclusive(0, 512):
+        pass
+    (lock,) = nodes._locks
+    assert lock._fd >= 0
+    nodes.close(release=release)
+    assert (lock._fd < 0) is release
+    lock.close()

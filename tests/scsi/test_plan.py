@@ -40,3 +40,13 @@ def test_job_runs_on_the_data_out() -> None:
 @pytest.mark.parametrize("plan", [Reply(b""), Read(0, 512), Write(0, 512, False), Job(bytes)])
 def test_plan_has_slots_only(plan: object) -> None:
     assert not hasattr(plan, "__dict__")
+
+
+def test_reply_and_job_end_in_good_unless_told_otherwise() -> None:
+    assert (Reply(b"").status, Job(bytes).status) == (0x00, 0x00)
+    assert (Reply(b"", 0x04).status, Job(bytes, status=0x04).status) == (0x04, 0x04)
+
+
+def test_job_holds_no_range_unless_told_to() -> None:
+    assert Job(bytes).exclusive is None
+    assert Job(bytes, exclusive=(512, 1024)).exclusive == (512, 1024)

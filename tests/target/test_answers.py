@@ -134,3 +134,12 @@ def test_error_that_the_initiator_causes_is_not_logged(caplog: pytest.LogCapture
     failed(ScsiError(Reason.INVALID_FIELD_IN_CDB))
     failed(OSError(5, "EIO"))
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("direction", "residue"), [(NONE, ("", 0)), (READ, ("U", 512)), (WRITE, ("U", 512))])
+def test_status_without_data_leaves_all_that_was_expected(direction: int, residue: tuple[str, int]) -> None:
+    pair = Pair()
+    Answers(pair.connection).status(command(direction, 512), 0x04)
+    (response,) = pair.receive()
+    assert (response.initiator_task_tag, response.status, response.data) == (5, 0x04, b"")
+    assert residual(response) == residue
