@@ -8,6 +8,11 @@ The life of a session, as the supervisor hears of it: every ``Connect`` with a T
 ``SessionOpened`` when its login reaches full feature phase, or by ``SessionClosed`` when it does not; every
 ``SessionOpened`` is followed by one ``SessionClosed``. A ``Connect`` that names the TSIH of a session that is already
 open, and one with TSIH 0, are not answered.
+
+The life of a change to what workers share about a logical unit: a worker asks (``AskUnit``, ``AskReset``), every worker
+that serves the unit gets ``UpdateUnit`` and says ``UnitApplied`` when what it aborts has stopped, and when all have
+said so, or are dead, ``UnitAnswer`` goes to the one that asked. Every ask is answered exactly once. A worker that was
+just forked gets the state of each unit that has one by UpdateUnit, before its first Connect.
 """
 
 from __future__ import annotations
@@ -15,11 +20,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, get_type_hints
+from typing import Any, TypeAlias, get_args, get_type_hints
 
 from iscsid.errors import LocalProtocolError
 
-MAX_MESSAGE = 16 * 1024  # the longest: SessionInfo with two 223-byte names and an alias of 255 characters
+MAX_MESSAGE = 192 * 1024  # the longest: AskUnit with MAX_PARAMETERS in hexadecimal; the kernel takes 208 KiB
+MAX_PARAMETERS = 64 * 1024  # bytes of parameter list in an AskUnit: twice what 128 of the longest TransportIDs need
 
 
 @dataclass(slots=True)
@@ -38,6 +44,7 @@ class SessionInfo:
     max_burst_length: int = 0
     first_burst_length: int = 0
     error_recovery_level: int = 0
+    portal_group_tag: int = 1
 
 
 # -- to a worker -----------------------------------------------------------------------------------------------------
@@ -79,6 +86,33 @@ class Stop:
 @dataclass(slots=True)
 class Poll:
     """Answer with SessionFigures for each open session, and then a Beat."""
+
+
+@dataclass(slots=True)
+class UpdateUnit:
+    """What is shared about a logical unit has changed; to be applied between two commands, and acknowledged.
+
+    Several of them may have the same generation, each with a part of the unit attentions; each is to be acknowledged.
+    """
+
+    unit: str  # its key: the serial number
+    generation: int  # of the state: one more with every change
+    state: str  # JSON object: "reservations" as scsi.reservation.from_plain reads it, "mode" or null, ...
+    attentions: str  # JSON list of [nexus, name of a sense.Reason], the nexus as [initiator, isid, target, tag]
+    aborts: str  # JSON: "all", or the list of the nexuses whose tasks on the unit are to be aborted
+    reason: str  # for the log
+
+
+@dataclass(slots=True)
+class UnitAnswer:
+    """The answer to AskUnit or AskReset ``ask``; a status of 0 is GOOD, or function complete."""
+
+    ask: int
+    status: int
+    reason: str  # the name of the sense.Reason when the status is CHECK CONDITION, or ""
+    field: int  # of the field pointer, -1: none
+    bit: int  # of the field pointer, -1: none
+    in_data: bool  # the field pointer points into the parameter list
 
 
 # -- to the supervisor -----------------------------------------------------------------------------------------------
@@ -137,12 +171,65 @@ class Beat:
 
 
 @dataclass(slots=True)
+class AskUnit:
+    """A command that changes what workers share about a unit (PERSISTENT RESERVE OUT, RESERVE, MODE SELECT, ...).
+
+    ``ask`` is the worker's number for it, of none that is not yet answered. ``cdb`` and ``data``, the parameter list,
+    are in hexadecimal.
+    """
+
+    ask: int
+    unit: str
+    initiator: str
+    isid: int
+    target: str
+    portal_group_tag: int
+    cdb: str
+    data: str
+
+
+@dataclass(slots=True)
+class AskReset:
+    """A task management function that reaches over sessions; ``unit`` "" stands for all units of the target.
+
+    ``function`` is that of RFC 7143 section 11.5.1: CLEAR TASK SET, LOGICAL UNIT RESET, TARGET WARM or COLD RESET.
+    """
+
+    ask: int
+    unit: str
+    initiator: str
+    isid: int
+    target: str
+    portal_group_tag: int
+    function: int
+
+
+@dataclass(slots=True)
+class UnitApplied:
+    """An UpdateUnit is in force in this worker, and what it aborts has stopped."""
+
+    unit: str
+    generation: int
+
+
+@dataclass(slots=True)
 class Stopped:
     """Every session has ended and every device is flushed and closed; the worker exits next."""
 
 
-ToWorker: TypeAlias = Connect | Drop | Stop | Poll
-ToSupervisor: TypeAlias = Ready | BootFailed | SessionOpened | SessionClosed | SessionFigures | Beat | Stopped
+ToWorker: TypeAlias = Connect | Drop | Stop | Poll | UpdateUnit | UnitAnswer
+ToSupervisor: TypeAlias = (
+    Ready
+    | BootFailed
+    | SessionOpened
+    | SessionClosed
+    | SessionFigures
+    | Beat
+    | AskUnit
+    | AskReset
+    | UnitApplied
+    | Stopped
+)
 Message: TypeAlias = ToWorker | ToSupervisor
 
 
@@ -158,8 +245,7 @@ def _form(cls: type[Any]) -> _Form:
     return _Form(cls, get_type_hints(cls))
 
 
-_CLASSES = (Connect, Drop, Stop, Poll, Ready, BootFailed, SessionOpened, SessionClosed, SessionFigures, Beat, Stopped)
-_FORMS: dict[str, _Form] = {cls.__name__: _form(cls) for cls in _CLASSES}
+_FORMS: dict[str, _Form] = {cls.__name__: _form(cls) for cls in get_args(Message)}
 _INFO = _form(SessionInfo)
 
 

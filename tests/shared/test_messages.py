@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from iscsid.errors import LocalProtocolError
 from iscsid.shared import messages
 from iscsid.shared.messages import (
+    AskReset,
+    AskUnit,
     Beat,
     BootFailed,
     Connect,
@@ -27,6 +29,9 @@ from iscsid.shared.messages import (
     SessionOpened,
     Stop,
     Stopped,
+    UnitAnswer,
+    UnitApplied,
+    UpdateUnit,
     decode,
     encode,
 )
@@ -46,6 +51,11 @@ EXAMPLES = [
     Drop(65535, "reinstated"),
     Stop(10.0),
     Poll(),
+    UpdateUnit("SERIAL1", 3, '{"mode":null}', '[[["iqn.x:host",1,"iqn.x:disk",1],"NOT_READY"]]', '"all"', "reset"),
+    UnitAnswer(4, 2, "INVALID_FIELD_IN_CDB", 1, 4, False),
+    AskUnit(4, "SERIAL1", "iqn.x:host", 0x800000000001, "iqn.x:disk", 1, "5f06", "00" * 24),
+    AskReset(5, "", "iqn.x:host", 0x800000000001, "iqn.x:disk", 1, 6),
+    UnitApplied("SERIAL1", 3),
     Ready(),
     BootFailed("lun 0: No such file"),
     SessionOpened(7, INFO),
@@ -117,6 +127,12 @@ def test_longest_names_fit_into_a_message() -> None:
     name = "\u20ac" * 223  # each character becomes six bytes of JSON
     info = dataclasses.replace(INFO, initiator=name, target=name, initiator_alias="\u20ac" * 255)
     assert len(encode(SessionOpened(65535, info))) <= messages.MAX_MESSAGE
+
+
+def test_longest_parameters_fit_into_a_message() -> None:
+    name = "\u20ac" * 223
+    ask = AskUnit(1 << 62, "S" * 36, name, 1, name, 1, "ff" * 16, "ff" * messages.MAX_PARAMETERS)
+    assert len(encode(ask)) <= messages.MAX_MESSAGE
 
 
 def test_message_beyond_the_limit_is_refused() -> None:
