@@ -8,14 +8,15 @@ resolved from the table once, when the unit is made, so that a command costs a l
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from iscsid.block.device import Support
 from iscsid.errors import ScsiError
 from iscsid.scsi.commands import COMMANDS, Attention, Command, Feature, Handler
-from iscsid.scsi.plan import Plan
+from iscsid.scsi.mode import ModeState
+from iscsid.scsi.plan import Job, Plan, Write
 from iscsid.scsi.ports import ONE_GROUP, PortGroup
 from iscsid.scsi.sense import Reason
 
@@ -67,6 +68,7 @@ class Identity:
 
 
 _Entry = tuple[int, Handler]
+Run = Callable[[memoryview], bytes | bytearray]
 
 
 class LogicalUnit:
@@ -74,15 +76,18 @@ class LogicalUnit:
 
     ``blocks``, ``shift`` (log2 of the block size), ``max_blocks`` (MAXIMUM TRANSFER LENGTH) and ``volatile`` (something
     is lost when the power fails before a flush) are what the handlers look at. ``port_groups`` are the target port
-    groups that lead here; the tuple may be replaced between two commands.
+    groups that lead here; the tuple may be replaced between two commands. ``saved_mode_state`` is None where nothing of
+    the mode pages can be saved.
     """
 
     __slots__ = (
         "_dispatch",
         "_ignores_attention",
+        "_mode_state",
         "block_size",
         "blocks",
         "commands",
+        "default_mode_state",
         "device",
         "features",
         "identity",
@@ -92,6 +97,7 @@ class LogicalUnit:
         "max_write_same_blocks",
         "port_groups",
         "readonly",
+        "saved_mode_state",
         "shift",
         "volatile",
     )
@@ -114,10 +120,23 @@ class LogicalUnit:
         self.commands = tuple(
             _resolve(command, self.features) for command in COMMANDS if command.needs in self.features
         )
-        self._dispatch = _dispatch(self.commands, self.readonly)
+        self.default_mode_state = ModeState(wce=self.volatile)
+        self.saved_mode_state: ModeState | None = None
+        self.mode_state = self.default_mode_state
         self._ignores_attention = frozenset(
             command.opcode for command in self.commands if command.attention is not Attention.REPORTED
         )
+
+    @property
+    def mode_state(self) -> ModeState:
+        """What the changeable bits of the mode pages are; a new one counts from the next command on."""
+        return self._mode_state
+
+    @mode_state.setter
+    def mode_state(self, state: ModeState) -> None:
+        self._mode_state = state
+        protected = self.readonly or state.swp
+        self._dispatch = _dispatch(self.commands, protected, through=self.volatile and not state.wce)
 
     @property
     def thin(self) -> bool:
@@ -146,12 +165,21 @@ def _resolve(command: Command, features: frozenset[Feature]) -> Command:
     return dataclasses.replace(command, usage=bytes(usage), optional=())
 
 
-def _dispatch(commands: Sequence[Command], readonly: bool) -> list[_Entry]:
-    """Return, for each operation code, the bits that must be 0 and the handler."""
+def _dispatch(commands: Sequence[Command], protected: bool, *, through: bool) -> list[_Entry]:
+    """Return, for each operation code, the bits that must be 0 and the handler.
+
+    What a mode page switches is in the table, so that it costs nothing where it is not switched: ``protected`` refuses
+    every command that writes, ``through`` makes each put on the medium what it has written.
+    """
     entries: list[_Entry] = [(0, _unsupported_operation_code)] * 256
     service_actions: dict[int, dict[int, _Entry]] = {}
     for command in commands:
-        entry = (command.forbidden(), _write_protected if command.writes and readonly else command.handler)
+        handler = command.handler
+        if command.writes and protected:
+            handler = _write_protected
+        elif command.writes and through:
+            handler = _written_through(handler)
+        entry = (command.forbidden(), handler)
         if command.service_action is None:
             entries[command.opcode] = entry
         else:
@@ -180,6 +208,29 @@ def _unsupported_operation_code(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Pl
 
 def _write_protected(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
     raise ScsiError(Reason.WRITE_PROTECTED)
+
+
+def _written_through(handler: Handler) -> Handler:
+    """WCE 0 (SBC-3 6.5.5): GOOD only when the data is on the medium, as with FUA, which not every command has."""
+
+    def through(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+        plan = handler(lu, cdb, nexus)
+        if isinstance(plan, Write):
+            return Write(plan.offset, plan.length, True)
+        if isinstance(plan, Job):
+            plan.run = _and_flush(plan.run, lu.device)
+        return plan
+
+    return through
+
+
+def _and_flush(run: Run, device: Guarded) -> Run:
+    def run_and_flush(data: memoryview) -> bytes | bytearray:
+        answer = run(data)
+        device.flush()
+        return answer
+
+    return run_and_flush
 
 
 def _reserved_bit(cdb: bytes, forbidden: int) -> ScsiError:

@@ -1,13 +1,17 @@
-"""MODE SENSE(6) and (10): a table of pages, each a function of the unit.
+"""Mode pages and MODE SENSE(6) and (10).
 
-No page can be changed or saved, so current and default values are the same and the changeable mask is zero.
+A page is constant but for a few bits, each a field of ``ModeState``: PAGES says which. MODE SENSE writes pages from a
+state, MODE SELECT (``mode_select``) reads a state from pages, both by that table. One state counts for all I_T nexuses
+of a unit; ``lu.mode_state`` holds it, and whoever keeps it for all workers puts a new one there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from iscsid.errors import ScsiError
 from iscsid.scsi.plan import Plan, Reply
@@ -17,25 +21,106 @@ if TYPE_CHECKING:
     from iscsid.scsi.lu import LogicalUnit, Nexus
 
 DBD, LLBAA = 0x08, 0x10  # byte 1 of MODE SENSE: no block descriptors; long block descriptors are acceptable
-CHANGEABLE, SAVED = 1, 3  # PC, page control (SPC-4 6.11.1)
+CURRENT, CHANGEABLE, DEFAULT, SAVED = 0, 1, 2, 3  # PC, page control (SPC-4 6.11.1)
 ALL_PAGES = 0x3F
 ALL_SUBPAGES = 0xFF
 _PAGE_MASK = 0x3F
 _WP, _DPOFUA = 0x80, 0x10  # DEVICE-SPECIFIC PARAMETER (SBC-3 6.5.1)
 
-_HEADER_6 = struct.Struct(">BxBB")  # MODE DATA LENGTH, DEVICE-SPECIFIC PARAMETER, BLOCK DESCRIPTOR LENGTH
-_HEADER_10 = struct.Struct(">HxBBxH")  # the same, with LONGLBA before the last (SPC-4 7.5.5)
-_SHORT_DESCRIPTOR = struct.Struct(">II")  # SBC-3 6.5.2.2: NUMBER OF LOGICAL BLOCKS; reserved, LOGICAL BLOCK LENGTH
-_LONG_DESCRIPTOR = struct.Struct(">Q4xI")  # SBC-3 6.5.2.3
-_LONGLBA = 0x01
+HEADER_6 = struct.Struct(">BxBB")  # MODE DATA LENGTH, DEVICE-SPECIFIC PARAMETER, BLOCK DESCRIPTOR LENGTH
+HEADER_10 = struct.Struct(">HxBBxH")  # the same, with LONGLBA before the last (SPC-4 7.5.5)
+SHORT_DESCRIPTOR = struct.Struct(">II")  # SBC-3 6.5.2.2: NUMBER OF LOGICAL BLOCKS; reserved, LOGICAL BLOCK LENGTH
+LONG_DESCRIPTOR = struct.Struct(">Q4xI")  # SBC-3 6.5.2.3
+LONGLBA = 0x01
+
+
+@dataclass(frozen=True, slots=True)
+class ModeState:
+    """What MODE SELECT can change of a logical unit.
+
+    ``wce``: a completed write may still be in a volatile cache; without it every write is a forced one. ``swp``: the
+    medium is write protected by software. ``d_sense``: sense data has descriptor format.
+    """
+
+    wce: bool = False
+    swp: bool = False
+    d_sense: bool = False
+
+    def to_plain(self) -> dict[str, bool]:
+        """Return the state as what JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, object]) -> ModeState:
+        """Return the state that ``to_plain`` gave; ValueError when it is none."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if plain.keys() != set(names) or not all(isinstance(value, bool) for value in plain.values()):
+            raise ValueError(f"no mode state: {dict(plain)!r}")
+        return cls(*(bool(plain[name]) for name in names))
+
+
+class Field(NamedTuple):
+    """A bit of a page: the field of ModeState that it shows, its byte in the payload, its mask."""
+
+    name: str
+    byte: int
+    mask: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A mode page without its header: what never changes, with 0 where there are ``fields``."""
+
+    constant: bytes
+    fields: tuple[Field, ...] = ()
+
+    def payload(self, state: ModeState) -> bytes:
+        """Return the page as ``state`` makes it."""
+        payload = bytearray(self.constant)
+        for name, byte, mask in self.fields:
+            if getattr(state, name):
+                payload[byte] |= mask
+        return bytes(payload)
+
+    def changeable(self, volatile: bool) -> bytes:
+        """Return the mask of what MODE SELECT may change; WCE only where the unit has a cache to switch."""
+        mask = bytearray(len(self.constant))
+        for field in self.fields:
+            if volatile or field.name != "wce":
+                mask[field.byte] |= field.mask
+        return bytes(mask)
+
+
+_TST_PER_NEXUS = 0b001 << 5  # one task set for each I_T nexus, which is what keeps task sets inside one worker
+_UNRESTRICTED_REORDERING = 0x1 << 4  # QUEUE ALGORITHM MODIFIER: a slow read does not hold back the next
+_DEXCPT = 0x08
+
+PAGES: dict[int, Page] = {
+    # Read-Write Error Recovery, SBC-3 6.5.8: no reassignment, no recovery of ours; the medium below does its own.
+    0x01: Page(bytes(10)),
+    # Disconnect-Reconnect, SPC-4 7.5.9: no limits beyond those that login negotiated.
+    0x02: Page(bytes(14)),
+    # Caching, SBC-3 6.5.5. WCE is the truth: 1 exactly when a completed write may be lost without a flush.
+    0x08: Page(bytes(18), (Field("wce", 0, 0x04),)),
+    # Control, SPC-4 7.5.8: QERR 00b, TAS 0, UA_INTLCK_CTRL 00b.
+    0x0A: Page(
+        bytes((_TST_PER_NEXUS, _UNRESTRICTED_REORDERING)) + bytes(8),
+        (Field("d_sense", 0, 0x04), Field("swp", 2, 0x08)),
+    ),
+    # Informational Exceptions Control, SPC-4 7.5.11: no failure prediction, so it is disabled.
+    0x1C: Page(bytes((_DEXCPT,)) + bytes(9)),
+}
+
+MODE_SELECT = frozenset({0x15, 0x55})
+"""Operation codes of MODE SELECT(6) and (10): a unit without them has nothing changeable."""
 
 
 def mode_sense_6(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
     """SPC-4 6.11."""
     pages = _pages(lu, cdb)
     descriptor = b"" if cdb[1] & DBD else _short_descriptor(lu)
-    length = _HEADER_6.size - 1 + len(descriptor) + len(pages)
-    header = _HEADER_6.pack(length, _device_specific(lu), len(descriptor))
+    length = HEADER_6.size - 1 + len(descriptor) + len(pages)
+    header = HEADER_6.pack(length, _device_specific(lu), len(descriptor))
     return Reply((header + descriptor + pages)[: cdb[4]])
 
 
@@ -46,28 +131,28 @@ def mode_sense_10(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
     if cdb[1] & DBD:
         descriptor = b""
     elif long:
-        descriptor = _LONG_DESCRIPTOR.pack(lu.blocks, lu.block_size)
+        descriptor = LONG_DESCRIPTOR.pack(lu.blocks, lu.block_size)
     else:
         descriptor = _short_descriptor(lu)
-    length = _HEADER_10.size - 2 + len(descriptor) + len(pages)
-    header = _HEADER_10.pack(length, _device_specific(lu), _LONGLBA if long else 0, len(descriptor))
+    length = HEADER_10.size - 2 + len(descriptor) + len(pages)
+    header = HEADER_10.pack(length, _device_specific(lu), LONGLBA if long else 0, len(descriptor))
     return Reply((header + descriptor + pages)[: int.from_bytes(cdb[7:9], "big")])
 
 
 def _short_descriptor(lu: LogicalUnit) -> bytes:
     """More blocks than 32 bits can tell are told as FFFFFFFFh (SBC-3 6.5.2.2)."""
-    return _SHORT_DESCRIPTOR.pack(min(lu.blocks, 0xFFFFFFFF), lu.block_size)
+    return SHORT_DESCRIPTOR.pack(min(lu.blocks, 0xFFFFFFFF), lu.block_size)
 
 
 def _device_specific(lu: LogicalUnit) -> int:
-    """DPO and FUA are always taken; WP tells of a device that may not be written."""
-    return _DPOFUA | (_WP if lu.readonly else 0)
+    """DPO and FUA are always taken; WP tells of a device that may not be written, or of software write protection."""
+    return _DPOFUA | (_WP if lu.readonly or lu.mode_state.swp else 0)
 
 
 def _pages(lu: LogicalUnit, cdb: bytes) -> bytes:
     """Return the pages that PAGE CODE and SUBPAGE CODE ask for (SPC-4 table 168), as PAGE CONTROL asks for them."""
     control, page, subpage = cdb[2] >> 6, cdb[2] & _PAGE_MASK, cdb[3]
-    if control == SAVED:
+    if control == SAVED and lu.saved_mode_state is None:
         raise ScsiError(Reason.SAVING_PARAMETERS_NOT_SUPPORTED)
     if page != ALL_PAGES and page not in PAGES:
         raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=2, bit=5)
@@ -77,51 +162,20 @@ def _pages(lu: LogicalUnit, cdb: bytes) -> bytes:
     return b"".join(_page(lu, code, control) for code in wanted)
 
 
+_PS = 0x80
+
+
 def _page(lu: LogicalUnit, code: int, control: int) -> bytes:
-    """Return one page with its header; PS is 0, for nothing can be saved (SPC-4 7.5.8)."""
-    payload = PAGES[code](lu)
-    return bytes((code, len(payload))) + (bytes(len(payload)) if control == CHANGEABLE else payload)
+    """Return one page with its header; PS is set where MODE SELECT can save something of it (SPC-4 7.5.7)."""
+    page = PAGES[code]
+    savable = _PS if page.fields and lu.saved_mode_state is not None else 0
+    payload = page.changeable(lu.volatile) if control == CHANGEABLE else page.payload(_state(lu, control))
+    if control == CHANGEABLE and not any(command.opcode in MODE_SELECT for command in lu.commands):
+        payload = bytes(len(payload))
+    return bytes((savable | code, len(payload))) + payload
 
 
-def read_write_error_recovery(lu: LogicalUnit) -> bytes:
-    """Page 01h (SBC-3 6.5.8): no reassignment, no recovery of ours; the medium below does its own."""
-    return bytes(10)
-
-
-def disconnect_reconnect(lu: LogicalUnit) -> bytes:
-    """Page 02h (SPC-4 7.5.9): no limits beyond those that login negotiated."""
-    return bytes(14)
-
-
-_WCE = 0x04
-
-
-def caching(lu: LogicalUnit) -> bytes:
-    """Page 08h (SBC-3 6.5.5). WCE is the truth: 1 exactly when a completed write may be lost without a flush."""
-    return struct.pack(">B17x", _WCE if lu.volatile else 0)
-
-
-_TST_PER_NEXUS = 0b001 << 5  # one task set for each I_T nexus, which is what keeps task sets inside one worker
-_UNRESTRICTED_REORDERING = 0x1 << 4  # QUEUE ALGORITHM MODIFIER: a slow read does not hold back the next
-
-
-def control(lu: LogicalUnit) -> bytes:
-    """Page 0Ah (SPC-4 7.5.8): fixed format sense data, QERR 00b, TAS 0, SWP 0."""
-    return struct.pack(">BB8x", _TST_PER_NEXUS, _UNRESTRICTED_REORDERING)
-
-
-_DEXCPT = 0x08
-
-
-def informational_exceptions(lu: LogicalUnit) -> bytes:
-    """Page 1Ch (SPC-4 7.5.11): no failure prediction, so it is disabled."""
-    return struct.pack(">B9x", _DEXCPT)
-
-
-PAGES: dict[int, Callable[[LogicalUnit], bytes]] = {
-    0x01: read_write_error_recovery,
-    0x02: disconnect_reconnect,
-    0x08: caching,
-    0x0A: control,
-    0x1C: informational_exceptions,
-}
+def _state(lu: LogicalUnit, control: int) -> ModeState:
+    if control == DEFAULT:
+        return lu.default_mode_state
+    return lu.saved_mode_state if control == SAVED and lu.saved_mode_state is not None else lu.mode_state

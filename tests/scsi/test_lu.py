@@ -8,6 +8,7 @@ import pytest
 
 from iscsid.scsi.commands import Feature
 from iscsid.scsi.lu import MAX_TRANSFER, MAX_UNMAP_BLOCKS, MAX_WRITE_SAME, Identity, LogicalUnit
+from iscsid.scsi.mode import ModeState
 from iscsid.scsi.plan import DONE, Read, Reply, Write
 from iscsid.scsi.sense import Reason
 
@@ -164,6 +165,61 @@ def test_reserved_bits_come_before_write_protection(make_unit: Callable) -> None
 @pytest.mark.parametrize("cdb", ["28 00 00000000 00 0001 00", "2f 00 00000000 00 0001 00", "35 00", "00"])
 def test_what_does_not_write_works_on_a_protected_unit(make_unit: Callable, cdb: str) -> None:
     make_unit(readonly=True).run(cdb)
+
+
+# -- what mode pages switch -------------------------------------------------------------------------------------------
+
+
+def test_software_write_protection_refuses_every_write_until_it_is_lifted(unit) -> None:
+    unit.lu.mode_state = ModeState(wce=True, swp=True)
+    for cdb in [*WRITES, "42 00 00000000 00 0018 00"]:
+        assert unit.refusal(cdb, bytes(512)).reason is Reason.WRITE_PROTECTED
+    assert isinstance(unit.plan("28 00 00000000 00 0001 00"), Read)
+    unit.lu.mode_state = ModeState(wce=True)
+    assert isinstance(unit.plan(WRITES[1]), Write)
+
+
+def test_protected_medium_stays_protected_whatever_swp_says(make_unit: Callable) -> None:
+    unit = make_unit(readonly=True)
+    unit.lu.mode_state = ModeState(swp=False)
+    assert unit.refusal(WRITES[1]).reason is Reason.WRITE_PROTECTED
+
+
+@pytest.mark.parametrize("cdb", WRITES[:4])
+def test_write_is_forced_without_a_write_cache(unit, cdb: str) -> None:
+    assert not unit.plan(cdb).fua
+    unit.lu.mode_state = ModeState(wce=False)
+    assert unit.plan(cdb).fua
+    unit.lu.mode_state = unit.lu.default_mode_state
+    assert not unit.plan(cdb).fua
+
+
+@pytest.mark.parametrize(
+    ("cdb", "data"),
+    [
+        (WRITES[4], bytes(512)),
+        (WRITES[5], b"x" * 512),
+        ("42 00 00000000 00 0018 00", bytes.fromhex("0016 0010 00000000 0000000000000000 00000001 00000000")),
+    ],
+)
+def test_other_writes_are_flushed_without_a_write_cache(unit, cdb: str, data: bytes) -> None:
+    unit.run(cdb, data)
+    assert ("flush",) not in unit.memory.calls
+    unit.lu.mode_state = ModeState(wce=False)
+    unit.run(cdb, data)
+    assert unit.memory.calls[-1] == ("flush",) and len(unit.memory.calls) > 2
+
+
+@pytest.mark.parametrize("cdb", ["2a 00 00000000 00 0000 00", "42 00 00000000 00 0000 00"])
+def test_write_of_nothing_flushes_nothing_without_a_write_cache(unit, cdb: str) -> None:
+    unit.lu.mode_state = ModeState(wce=False)
+    assert unit.plan(cdb) is DONE
+
+
+def test_nothing_is_forced_where_nothing_is_volatile(make_unit: Callable) -> None:
+    unit = make_unit(lacks=("flush",))
+    assert unit.lu.mode_state == ModeState(wce=False)
+    assert not unit.plan(WRITES[1]).fua
 
 
 # -- the hot path -----------------------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 from collections.abc import Callable
 
 import pytest
 
-from iscsid.scsi.mode import PAGES
+from iscsid.scsi.mode import PAGES, ModeState
 from iscsid.scsi.sense import Reason
 
 RECOVERY = bytes.fromhex("01 0a") + bytes(10)  # SBC-3 6.5.8
@@ -116,8 +118,70 @@ def test_wce_is_set_exactly_where_a_flush_is_needed(make_unit: Callable, lacks: 
     assert make_unit(lacks=lacks).run(sense_6(0x08))[12:] == expected
 
 
+# -- the state of the mode pages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "caching", "control", "device_specific"),
+    [
+        (ModeState(), "00", "20 10 00", "10"),
+        (ModeState(wce=True), "04", "20 10 00", "10"),
+        (ModeState(d_sense=True), "00", "24 10 00", "10"),  # byte 2 bit 2
+        (ModeState(swp=True), "00", "20 10 08", "90"),  # byte 4 bit 3; WP, SBC-3 6.5.1
+        (ModeState(True, True, True), "04", "24 10 08", "90"),
+    ],
+)
+def test_current_values_are_those_of_the_state(
+    unit, state: ModeState, caching: str, control: str, device_specific: str
+) -> None:
+    unit.lu.mode_state = state
+    assert unit.run(sense_6(0x08))[12:] == bytes.fromhex("08 12" + caching) + bytes(17)
+    assert unit.run(sense_10(0x0A))[16:] == bytes.fromhex("0a 0a" + control) + bytes(7)
+    assert unit.run(sense_6(0x0A))[2] == unit.run(sense_10(0x0A))[3] == int(device_specific, 16)
+
+
+def test_default_values_stay_when_the_current_ones_change(unit) -> None:
+    before = unit.run(sense_6(0xBF))[12:]
+    unit.lu.mode_state = ModeState(wce=False, d_sense=True)
+    assert unit.run(sense_6(0xBF))[12:] == before == ALL
+    assert unit.run(sense_6(0x3F))[12:] != before
+
+
+@pytest.mark.parametrize(("lacks", "wce"), [((), "04"), (("flush",), "00")])
+def test_changeable_bits_are_told_where_there_is_mode_select(make_unit: Callable, lacks: tuple, wce: str) -> None:
+    unit = make_unit(lacks=lacks)
+    (row,) = [command for command in unit.lu.commands if command.name == "MODE_SENSE_6"]
+    unit.lu.commands = (*unit.lu.commands, dataclasses.replace(row, opcode=0x15))
+    assert unit.run(sense_6(0x48))[12:] == bytes.fromhex("08 12" + wce) + bytes(17)
+    assert unit.run(sense_6(0x4A))[12:] == bytes.fromhex("0a 0a 04 00 08") + bytes(7)  # D_SENSE, SWP
+    for code in (0x01, 0x02, 0x1C):
+        assert not any(unit.run(sense_6(0x40 | code))[14:])
+
+
+def test_saved_values_are_told_where_they_can_be_saved(unit) -> None:
+    unit.lu.saved_mode_state = ModeState(swp=True)
+    assert unit.run(sense_6(0xC8))[12:] == bytes.fromhex("88 12 00") + bytes(17)  # PS 1
+    assert unit.run(sense_6(0xCA))[12:] == bytes.fromhex("8a 0a 20 10 08") + bytes(7)
+    assert unit.run(sense_6(0xC1))[12:] == RECOVERY  # PS 0: nothing of it can be changed
+    assert unit.run(sense_6(0x08))[12:] == bytes.fromhex("88 12 04") + bytes(17)
+
+
+@pytest.mark.parametrize("state", [ModeState(*bits) for bits in itertools.product((False, True), repeat=3)])
+def test_state_survives_being_written_as_json(state: ModeState) -> None:
+    assert ModeState.from_plain(json.loads(json.dumps(state.to_plain()))) == state
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [{}, {"wce": True}, {"wce": 1, "swp": False, "d_sense": False}, {**ModeState().to_plain(), "tas": True}],
+)
+def test_what_is_no_state_is_refused(plain: dict) -> None:
+    with pytest.raises(ValueError, match="no mode state"):
+        ModeState.from_plain(plain)
+
+
 @pytest.mark.parametrize("code", [0x3F, *PAGES])
-def test_nothing_can_be_changed(unit, code: int) -> None:
+def test_nothing_can_be_changed_where_there_is_no_mode_select(unit, code: int) -> None:
     current, changeable = unit.run(sense_6(code))[12:], unit.run(sense_6(0x40 | code))[12:]
     assert [(page, len(payload)) for page, payload in split(changeable)] == [
         (page, len(payload)) for page, payload in split(current)

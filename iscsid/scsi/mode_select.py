@@ -1,0 +1,136 @@
+"""MODE SELECT(6) and (10) as a pure function: the state before, the CDB and the parameter list give the state after.
+
+Mode pages are shared by all I_T nexuses (VPD page 87h), so it is not for one worker to change them: whoever keeps the
+state of the unit calls ``apply``, gives every worker the result, raises MODE PARAMETERS CHANGED for all other nexuses
+where it is another one, and has the cache flushed where WCE has gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iscsid.errors import ScsiError
+from iscsid.scsi.mode import HEADER_6, HEADER_10, LONG_DESCRIPTOR, LONGLBA, PAGES, SHORT_DESCRIPTOR, ModeState
+from iscsid.scsi.sense import Reason
+
+if TYPE_CHECKING:
+    from iscsid.scsi.lu import LogicalUnit
+
+PF, SP = 0x10, 0x01  # byte 1: page format, save pages (SPC-4 6.9)
+_MODE_SELECT_6 = 0x15
+_SPF, _PAGE_CODE = 0x40, 0x3F  # byte 0 of a page
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFacts:
+    """What of a unit decides what may be selected. ``saving``: the state can be kept over a restart."""
+
+    blocks: int
+    block_size: int
+    volatile: bool
+    saving: bool = False
+
+    @classmethod
+    def of(cls, lu: LogicalUnit) -> UnitFacts:
+        """Return the facts of ``lu``."""
+        return cls(lu.blocks, lu.block_size, lu.volatile, lu.saved_mode_state is not None)
+
+
+def parameter_list_length(cdb: bytes) -> int:
+    """Return the PARAMETER LIST LENGTH of either form."""
+    return cdb[4] if cdb[0] == _MODE_SELECT_6 else int.from_bytes(cdb[7:9], "big")
+
+
+def saves(cdb: bytes) -> bool:
+    """Whether the result is to be saved as well (SP)."""
+    return bool(cdb[1] & SP)
+
+
+def apply(current: ModeState, cdb: bytes, data: bytes | memoryview, facts: UnitFacts) -> ModeState:
+    """Return the state that a MODE SELECT (SPC-4 6.9, 6.10) with the parameter list ``data`` makes of ``current``.
+
+    Nothing is changed unless everything can be. Raises ScsiError: INVALID FIELD IN CDB for SP where nothing can be
+    saved and for a list that has no page format; PARAMETER LIST LENGTH ERROR where the list is cut off within a header,
+    a descriptor or a page; INVALID FIELD IN PARAMETER LIST, with a pointer, for all that is not there or not
+    changeable. An empty list changes nothing.
+    """
+    if saves(cdb) and not facts.saving:
+        raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=1, bit=0)
+    length = parameter_list_length(cdb)
+    if not length:
+        return current
+    if not cdb[1] & PF:
+        raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=1, bit=4)
+    if len(data) < length:
+        raise ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR)
+    parameters = bytes(data[:length])
+    at = _skip_header(cdb[0] == _MODE_SELECT_6, parameters, facts)
+    state = current
+    while at < length:
+        state, at = _select_page(state, parameters, at, facts)
+    return state
+
+
+def _skip_header(short: bool, data: bytes, facts: UnitFacts) -> int:
+    """Check the mode parameter header and the block descriptors; return where the pages begin.
+
+    MODE DATA LENGTH and DEVICE-SPECIFIC PARAMETER are reserved here (SPC-4 7.5.5, SBC-3 6.5.1). They are not looked at:
+    many initiators send back what MODE SENSE gave them.
+    """
+    header = HEADER_6 if short else HEADER_10
+    if len(data) < header.size:
+        raise ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR)
+    medium_type_at = 1 if short else 2
+    if data[medium_type_at]:
+        raise _invalid(medium_type_at)
+    if short:
+        long, length = False, data[3]
+    else:
+        long, length = bool(data[4] & LONGLBA), int.from_bytes(data[6:8], "big")
+    if length not in (0, LONG_DESCRIPTOR.size if long else SHORT_DESCRIPTOR.size):
+        raise _invalid(3 if short else 6)
+    end = header.size + length
+    if len(data) < end:
+        raise ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR)
+    if length:
+        _check_descriptor(long, data, header.size, facts)
+    return end
+
+
+def _check_descriptor(long: bool, data: bytes, at: int, facts: UnitFacts) -> None:
+    """Refuse to change the capacity or the block length (SBC-3 6.5.2)."""
+    layout = LONG_DESCRIPTOR if long else SHORT_DESCRIPTOR
+    blocks, block_size = layout.unpack_from(data, at)
+    limit = 0xFFFFFFFFFFFFFFFF if long else 0xFFFFFFFF
+    if blocks not in (0, limit, facts.blocks):
+        raise _invalid(at)
+    if block_size != facts.block_size:
+        raise _invalid(at + (12 if long else 5))
+
+
+def _select_page(state: ModeState, data: bytes, at: int, facts: UnitFacts) -> tuple[ModeState, int]:
+    """Return the state with the page at ``at``, and where the next one begins. PS is reserved here, and ignored."""
+    if len(data) < at + 2:
+        raise ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR)
+    page = PAGES.get(data[at] & _PAGE_CODE)
+    if data[at] & _SPF:
+        raise _invalid(at, 6)  # no page has subpages
+    if page is None:
+        raise _invalid(at, 5)
+    if data[at + 1] != len(page.constant):
+        raise _invalid(at + 1)
+    start, end = at + 2, at + 2 + len(page.constant)
+    if len(data) < end:
+        raise ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR)
+    wanted, present, mask = data[start:end], page.payload(state), page.changeable(facts.volatile)
+    for byte in range(len(wanted)):
+        if wrong := (wanted[byte] ^ present[byte]) & ~mask[byte]:
+            raise _invalid(start + byte, wrong.bit_length() - 1)
+    values = {field.name: bool(wanted[field.byte] & field.mask) for field in page.fields}
+    return dataclasses.replace(state, **values), end
+
+
+def _invalid(field: int, bit: int | None = None) -> ScsiError:
+    return ScsiError(Reason.INVALID_FIELD_IN_PARAMETER_LIST, field=field, bit=bit, in_data=True)
