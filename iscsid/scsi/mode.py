@@ -69,8 +69,10 @@ class Field(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A mode page without its header: what never changes, with 0 where there are ``fields``."""
+    """A mode page: its payload without the header is ``constant``, with 0 where there are ``fields``."""
 
+    name: str
+    clause: str
     constant: bytes
     fields: tuple[Field, ...] = ()
 
@@ -96,19 +98,21 @@ _UNRESTRICTED_REORDERING = 0x1 << 4  # QUEUE ALGORITHM MODIFIER: a slow read doe
 _DEXCPT = 0x08
 
 PAGES: dict[int, Page] = {
-    # Read-Write Error Recovery, SBC-3 6.5.8: no reassignment, no recovery of ours; the medium below does its own.
-    0x01: Page(bytes(10)),
-    # Disconnect-Reconnect, SPC-4 7.5.9: no limits beyond those that login negotiated.
-    0x02: Page(bytes(14)),
-    # Caching, SBC-3 6.5.5. WCE is the truth: 1 exactly when a completed write may be lost without a flush.
-    0x08: Page(bytes(18), (Field("wce", 0, 0x04),)),
-    # Control, SPC-4 7.5.8: QERR 00b, TAS 0, UA_INTLCK_CTRL 00b.
+    # No reassignment, no recovery of ours: the medium below does its own.
+    0x01: Page("read-write error recovery", "SBC-3 6.5.8", bytes(10)),
+    # No limits beyond those that login negotiated.
+    0x02: Page("disconnect-reconnect", "SPC-4 7.5.9", bytes(14)),
+    # WCE is the truth: 1 exactly when a completed write may be lost without a flush.
+    0x08: Page("caching", "SBC-3 6.5.5", bytes(18), (Field("wce", 0, 0x04),)),
+    # QERR 00b, TAS 0, UA_INTLCK_CTRL 00b.
     0x0A: Page(
+        "control",
+        "SPC-4 7.5.8",
         bytes((_TST_PER_NEXUS, _UNRESTRICTED_REORDERING)) + bytes(8),
         (Field("d_sense", 0, 0x04), Field("swp", 2, 0x08)),
     ),
-    # Informational Exceptions Control, SPC-4 7.5.11: no failure prediction, so it is disabled.
-    0x1C: Page(bytes((_DEXCPT,)) + bytes(9)),
+    # No failure prediction, so it is disabled.
+    0x1C: Page("informational exceptions control", "SPC-4 7.5.11", bytes((_DEXCPT,)) + bytes(9)),
 }
 
 MODE_SELECT = frozenset({0x15, 0x55})
