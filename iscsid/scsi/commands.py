@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iscsid.scsi import inquiry, mode, ports, report, rw
+from iscsid.scsi import atomic, inquiry, mode, ports, report, rw
 from iscsid.scsi.const import Opcode, ServiceAction
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ COMMANDS: tuple[Command, ...] = (
          (), _IN, mode.mode_sense_10, False, _DISK, _WRITING, _REPORTED, _SHORT),
     _row(_Op.READ_16, None, "88 18 ffffffffffffffff ffffffff 00 00",
          (), _IN, rw.read_16, False, _DISK, _READING, _REPORTED, _SHORT),
+    _row(_Op.COMPARE_AND_WRITE, None, "89 18 ffffffffffffffff 000000 ff 00 00",
+         (), _OUT, atomic.compare_and_write, True, _DISK, _WRITING, _REPORTED, _SHORT),
     _row(_Op.WRITE_16, None, "8a 18 ffffffffffffffff ffffffff 00 00",
          (), _OUT, rw.write_16, True, _DISK, _WRITING, _REPORTED, _SHORT),
     _row(_Op.VERIFY_16, None, "8f 16 ffffffffffffffff ffffffff 00 00",

@@ -57,6 +57,7 @@ class Opcode(enum.IntEnum):
     UNMAP = 0x42
     MODE_SENSE_10 = 0x5A
     READ_16 = 0x88
+    COMPARE_AND_WRITE = 0x89
     WRITE_16 = 0x8A
     VERIFY_16 = 0x8F
     SYNCHRONIZE_CACHE_16 = 0x91

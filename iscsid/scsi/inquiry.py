@@ -180,6 +180,7 @@ def scsi_ports(lu: LogicalUnit, nexus: Nexus) -> bytes:
 _BLOCK_LIMITS = struct.Struct(">BBHIIIIIIIQ20x")
 _WSNZ = 0x01  # a WRITE SAME of 0 blocks is refused; without it, that would write up to the end of the medium
 _UGAVALID = 0x80000000
+_MAX_COMPARE_AND_WRITE = 0xFF
 
 
 def block_limits(lu: LogicalUnit, nexus: Nexus) -> bytes:
@@ -197,7 +198,7 @@ def block_limits(lu: LogicalUnit, nexus: Nexus) -> bytes:
             alignment = _UGAVALID | (device.discard_alignment >> lu.shift) % granularity & 0x7FFFFFFF
     return _BLOCK_LIMITS.pack(
         _WSNZ,
-        0,  # COMPARE AND WRITE is not supported
+        _MAX_COMPARE_AND_WRITE,
         _blocks(lu, device.minimum_io, 0xFFFF),
         lu.max_blocks,
         _blocks(lu, device.optimal_io, lu.max_blocks),

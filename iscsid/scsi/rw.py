@@ -27,11 +27,11 @@ UNMAP_BIT, NDOB = 0x08, 0x01  # byte 1 of WRITE SAME (SBC-3 5.50, 5.51)
 BYTCHK_SHIFT, BYTCHK_MASK = 1, 0x03  # byte 1 of VERIFY (SBC-3 5.29)
 
 # flags, LOGICAL BLOCK ADDRESS, number of blocks
-_cdb_10 = struct.Struct(">xBIxH").unpack_from
-_cdb_12 = struct.Struct(">xBII").unpack_from
-_cdb_16 = struct.Struct(">xBQI").unpack_from
+cdb_10 = struct.Struct(">xBIxH").unpack_from
+cdb_12 = struct.Struct(">xBII").unpack_from
+cdb_16 = struct.Struct(">xBQI").unpack_from
 
-_CHUNK = 1 << 20  # what VERIFY and WRITE SAME move at once
+CHUNK = 1 << 20  # what VERIFY and WRITE SAME move at once
 
 
 def test_unit_ready(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
@@ -48,7 +48,7 @@ def read_6(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
 
 
 def read_10(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    flags, lba, blocks = _cdb_10(cdb)
+    flags, lba, blocks = cdb_10(cdb)
     if lba + blocks > lu.blocks or not 0 < blocks <= lu.max_blocks or flags & FUA:
         return _read(lu, flags, lba, blocks)
     shift = lu.shift
@@ -56,11 +56,11 @@ def read_10(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
 
 
 def read_12(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    return _read(lu, *_cdb_12(cdb))
+    return _read(lu, *cdb_12(cdb))
 
 
 def read_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    flags, lba, blocks = _cdb_16(cdb)
+    flags, lba, blocks = cdb_16(cdb)
     if lba + blocks > lu.blocks or not 0 < blocks <= lu.max_blocks or flags & FUA:
         return _read(lu, flags, lba, blocks)
     shift = lu.shift
@@ -69,7 +69,7 @@ def read_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
 
 def _read(lu: LogicalUnit, flags: int, lba: int, blocks: int) -> Plan:
     """Plan any READ. DPO is a hint about caching that nothing here could use better than the page cache does."""
-    _check_range(lu, lba, blocks)
+    check_range(lu, lba, blocks)
     if not blocks:
         return DONE
     offset, length = lba << lu.shift, blocks << lu.shift
@@ -85,7 +85,7 @@ def write_6(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
 
 
 def write_10(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    flags, lba, blocks = _cdb_10(cdb)
+    flags, lba, blocks = cdb_10(cdb)
     if lba + blocks > lu.blocks or not 0 < blocks <= lu.max_blocks or flags & FUA:
         return _write(lu, flags, lba, blocks)
     shift = lu.shift
@@ -93,11 +93,11 @@ def write_10(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
 
 
 def write_12(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    return _write(lu, *_cdb_12(cdb))
+    return _write(lu, *cdb_12(cdb))
 
 
 def write_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    flags, lba, blocks = _cdb_16(cdb)
+    flags, lba, blocks = cdb_16(cdb)
     if lba + blocks > lu.blocks or not 0 < blocks <= lu.max_blocks or flags & FUA:
         return _write(lu, flags, lba, blocks)
     shift = lu.shift
@@ -106,20 +106,21 @@ def write_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
 
 def _write(lu: LogicalUnit, flags: int, lba: int, blocks: int) -> Plan:
     """Plan any WRITE. Where nothing is volatile every write is a forced one, and FUA asks for nothing more."""
-    _check_range(lu, lba, blocks)
+    check_range(lu, lba, blocks)
     if not blocks:
         return DONE
     return Write(lba << lu.shift, blocks << lu.shift, bool(flags & FUA) and lu.volatile)
 
 
-def _check_range(lu: LogicalUnit, lba: int, blocks: int) -> None:
+def check_range(lu: LogicalUnit, lba: int, blocks: int) -> None:
     """Refuse what lies beyond the last block (also with 0 blocks), and more than MAXIMUM TRANSFER LENGTH at once."""
-    _check_end(lu, lba, blocks)
+    check_end(lu, lba, blocks)
     if blocks > lu.max_blocks:
         raise ScsiError(Reason.INVALID_FIELD_IN_CDB)  # SBC-3 6.6.4, MAXIMUM TRANSFER LENGTH
 
 
-def _check_end(lu: LogicalUnit, lba: int, blocks: int) -> None:
+def check_end(lu: LogicalUnit, lba: int, blocks: int) -> None:
+    """Refuse what lies beyond the last block."""
     if lba + blocks > lu.blocks:
         raise ScsiError(Reason.LBA_OUT_OF_RANGE)
 
@@ -128,22 +129,22 @@ def _check_end(lu: LogicalUnit, lba: int, blocks: int) -> None:
 
 
 def verify_10(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    return _verify(lu, *_cdb_10(cdb))
+    return _verify(lu, *cdb_10(cdb))
 
 
 def verify_12(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    return _verify(lu, *_cdb_12(cdb))
+    return _verify(lu, *cdb_12(cdb))
 
 
 def verify_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    return _verify(lu, *_cdb_16(cdb))
+    return _verify(lu, *cdb_16(cdb))
 
 
 def _verify(lu: LogicalUnit, flags: int, lba: int, blocks: int) -> Plan:
     check = flags >> BYTCHK_SHIFT & BYTCHK_MASK
     if check == 0b10:
         raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=1, bit=2)  # reserved
-    _check_range(lu, lba, blocks)
+    check_range(lu, lba, blocks)
     if not blocks:
         return DONE
     offset, length = lba << lu.shift, blocks << lu.shift
@@ -154,21 +155,21 @@ def _verify(lu: LogicalUnit, flags: int, lba: int, blocks: int) -> Plan:
 def _run_verify(lu: LogicalUnit, check: int, offset: int, length: int, data: memoryview) -> bytes:
     """Read the range from the medium; compare it with ``data`` (BYTCHK 01b) or each block with it (11b)."""
     device = lu.device
-    _check_data_out(data, (0, length, 0, lu.block_size)[check])
+    check_data_out(data, (0, length, 0, lu.block_size)[check])
     if lu.volatile:
         device.flush()  # SBC-3 5.29: cached blocks are written before they are verified
-    expected = bytes(data) * (min(_CHUNK, length) // lu.block_size) if check == 0b11 else b""
-    for start, size in _chunks(length):
+    expected = bytes(data) * (min(CHUNK, length) // lu.block_size) if check == 0b11 else b""
+    for start, size in pieces(length):
         found = bytearray(size)
         device.read_into(memoryview(found), offset + start)
         if check == 0b01 and found != data[start : start + size]:
-            raise _miscompare(start, found, data[start : start + size])
+            raise miscompare(start, found, data[start : start + size])
         if check == 0b11 and found != memoryview(expected)[:size]:
-            raise _miscompare(start, found, memoryview(expected)[:size])
+            raise miscompare(start, found, memoryview(expected)[:size])
     return b""
 
 
-def _miscompare(start: int, found: bytearray, expected: memoryview) -> ScsiError:
+def miscompare(start: int, found: bytearray | memoryview, expected: memoryview) -> ScsiError:
     """MISCOMPARE; INFORMATION is the offset of the first byte that differs, as SBC-3 5.2 has it for compares."""
     low, high = 0, len(found)
     while high - low > 1:  # halve, so that each step is one memcmp
@@ -180,27 +181,28 @@ def _miscompare(start: int, found: bytearray, expected: memoryview) -> ScsiError
     return ScsiError(Reason.MISCOMPARE_DURING_VERIFY, information=start + low)
 
 
-def _check_data_out(data: memoryview, length: int) -> None:
+def check_data_out(data: memoryview, length: int) -> None:
     """Refuse less data than the CDB tells of: an initiator may have announced less to the transport."""
     if len(data) < length:
         raise ScsiError(Reason.INVALID_FIELD_IN_CDB)
 
 
-def _chunks(length: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, length, _CHUNK):
-        yield start, min(_CHUNK, length - start)
+def pieces(length: int) -> Iterator[tuple[int, int]]:
+    """Split ``length`` bytes into (start, size), each of at most CHUNK."""
+    for start in range(0, length, CHUNK):
+        yield start, min(CHUNK, length - start)
 
 
 # -- SYNCHRONIZE CACHE, START STOP UNIT (SBC-3 5.21, 5.22, 5.25) -----------------------------------------------------
 
 
 def synchronize_cache_10(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    _flags, lba, blocks = _cdb_10(cdb)
+    _flags, lba, blocks = cdb_10(cdb)
     return _synchronize_cache(lu, lba, blocks)
 
 
 def synchronize_cache_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    _flags, lba, blocks = _cdb_16(cdb)
+    _flags, lba, blocks = cdb_16(cdb)
     return _synchronize_cache(lu, lba, blocks)
 
 
@@ -210,7 +212,7 @@ def _synchronize_cache(lu: LogicalUnit, lba: int, blocks: int) -> Plan:
     IMMED is answered after the flush as well: GOOD that comes later and promises more harms nobody, while an early one
     could not tell of a failure.
     """
-    _check_end(lu, lba, blocks)
+    check_end(lu, lba, blocks)
     return _flush(lu)
 
 
@@ -238,12 +240,12 @@ def start_stop_unit(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
 
 
 def write_same_10(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    flags, lba, blocks = _cdb_10(cdb)
+    flags, lba, blocks = cdb_10(cdb)
     return _write_same(lu, flags, lba, blocks, lu.block_size, 7)
 
 
 def write_same_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    flags, lba, blocks = _cdb_16(cdb)
+    flags, lba, blocks = cdb_16(cdb)
     return _write_same(lu, flags, lba, blocks, 0 if flags & NDOB else lu.block_size, 10)
 
 
@@ -253,7 +255,7 @@ def _write_same(lu: LogicalUnit, flags: int, lba: int, blocks: int, parameter_le
     Without WSNZ they would mean all blocks up to the end, which nobody sends on purpose and which no disk of size fits
     into MAXIMUM WRITE SAME LENGTH.
     """
-    _check_end(lu, lba, blocks)
+    check_end(lu, lba, blocks)
     if not 0 < blocks <= lu.max_write_same_blocks:
         raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=field)
     offset, length = lba << lu.shift, blocks << lu.shift
@@ -269,13 +271,13 @@ def _run_write_same(
     Only zeros may be unmapped: a block that was unmapped must read as what WRITE SAME carried (SBC-3 4.7.3.5), and the
     guard makes sure that zeros read as zeros whatever the device does.
     """
-    _check_data_out(data, parameter_length)
+    check_data_out(data, parameter_length)
     block = bytes(data)
     if not any(block):
         lu.device.write_zeroes(offset, length, may_unmap=may_unmap)
         return b""
-    pattern = memoryview(block * (min(_CHUNK, length) // lu.block_size))
-    for start, size in _chunks(length):
+    pattern = memoryview(block * (min(CHUNK, length) // lu.block_size))
+    for start, size in pieces(length):
         lu.device.write(pattern[:size], offset + start)
     return b""
 
@@ -318,7 +320,7 @@ def parse_unmap(lu: LogicalUnit, data: memoryview) -> list[tuple[int, int]]:
     end = _UNMAP_HEADER.size + count * _UNMAP_DESCRIPTOR.size
     ranges = list(_UNMAP_DESCRIPTOR.iter_unpack(data[_UNMAP_HEADER.size : end]))
     for lba, blocks in ranges:
-        _check_end(lu, lba, blocks)
+        check_end(lu, lba, blocks)
     if sum(blocks for _lba, blocks in ranges) > lu.max_unmap_blocks:
         raise ScsiError(Reason.INVALID_FIELD_IN_PARAMETER_LIST, field=2, in_data=True)
     return [(lba, blocks) for lba, blocks in ranges if blocks]

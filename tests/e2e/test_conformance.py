@@ -18,6 +18,7 @@ from e2e_server import Server, run_judge
 StartServer = Callable[..., Server]
 
 FAMILIES = (
+    "CompareAndWrite",
     "GetLBAStatus",
     "Inquiry",
     "Mandatory",

@@ -225,7 +225,7 @@ def test_block_limits_byte_by_byte(make_unit: Callable) -> None:
     assert page(unit, 0xB0) == bytes.fromhex(
         "00 b0 003c"
         "01"  # WSNZ 1
-        "00"  # MAXIMUM COMPARE AND WRITE LENGTH
+        "ff"  # MAXIMUM COMPARE AND WRITE LENGTH
         "0008"  # OPTIMAL TRANSFER LENGTH GRANULARITY: 4 KiB
         "00010000"  # MAXIMUM TRANSFER LENGTH: 32 MiB
         "00000800"  # OPTIMAL TRANSFER LENGTH: 1 MiB

@@ -246,7 +246,7 @@ def test_one_command_by_its_service_action(unit) -> None:
     assert unit.run(rsoc(2, 0x9E, 0x10))[:6] == bytes.fromhex("00 03 0010 9e 10")
 
 
-@pytest.mark.parametrize("opcode", [0x04, 0x15, 0x5F, 0x7F, 0x89, 0xFF])
+@pytest.mark.parametrize("opcode", [0x04, 0x15, 0x5F, 0x7F, 0xFF])
 @pytest.mark.parametrize("option", [1, 2, 3])
 def test_command_that_is_not_supported_is_told_so(unit, option: int, opcode: int) -> None:
     assert unit.run(rsoc(option, opcode)) == bytes.fromhex("00 01 0000")

@@ -1,0 +1,46 @@
+"""Commands that are one step to all others: COMPARE AND WRITE.
+
+Their jobs hold their range against every command of this kind on the unit, whichever worker runs it
+(``plan.Job.exclusive``). A plain READ or WRITE holds nothing: whoever uses these commands to agree with others uses
+them alone on those blocks.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import partial
+from typing import TYPE_CHECKING
+
+from iscsid.scsi.plan import Job, Plan
+from iscsid.scsi.rw import FUA, check_data_out, check_end, miscompare
+
+if TYPE_CHECKING:
+    from iscsid.scsi.lu import LogicalUnit, Nexus
+
+_compare_and_write = struct.Struct(">xBQ3xB").unpack_from  # flags, LBA, NUMBER OF LOGICAL BLOCKS (SBC-3 5.2)
+
+
+def compare_and_write(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    """SBC-3 5.2: the data-out is what the blocks must hold, and then what is written.
+
+    The number of blocks has eight bits, and MAXIMUM COMPARE AND WRITE LENGTH is all of them. 0 blocks are nothing to
+    do; data-out for them is refused, for it was meant for 256.
+    """
+    flags, lba, blocks = _compare_and_write(cdb)
+    check_end(lu, lba, blocks)
+    if not blocks:
+        return Job(bytes, exact=True)
+    offset, length = lba << lu.shift, blocks << lu.shift
+    fua = bool(flags & FUA) and lu.volatile
+    run = partial(_run_compare_and_write, lu, offset, length, fua)
+    return Job(run, 2 * length, 2 * length, writes=True, exact=True, exclusive=(offset, length))
+
+
+def _run_compare_and_write(lu: LogicalUnit, offset: int, length: int, fua: bool, data: memoryview) -> bytes:
+    check_data_out(data, 2 * length)
+    found = bytearray(length)
+    lu.device.read_into(memoryview(found), offset)
+    if found != data[:length]:
+        raise miscompare(0, found, data[:length])
+    lu.device.write(data[length:], offset, fua)
+    return b""

@@ -1,0 +1,113 @@
+"""Commands that read and write as one step: what they compare, what they write, and the range that they hold."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from iscsid.errors import ScsiError
+from iscsid.scsi.plan import Job
+from iscsid.scsi.sense import Reason, build_sense
+
+BLOCKS = 2048  # of the unit that the fixture makes
+LAST = BLOCKS - 1
+OLD, NEW = bytes(range(256)) * 2, bytes(reversed(range(256))) * 2
+FUA, DPO = 0x08, 0x10
+
+
+def compare_and_write(lba: int, blocks: int, flags: int = 0) -> str:
+    return struct.pack(">BBQ3xBxx", 0x89, flags, lba, blocks).hex()  # SBC-3 table 33
+
+
+def job(unit, cdb: str) -> Job:
+    plan = unit.plan(cdb)
+    assert isinstance(plan, Job)
+    return plan
+
+
+# -- COMPARE AND WRITE ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lba", "blocks"), [(0, 1), (3, 2), (LAST, 1), (0, 255), (BLOCKS - 255, 255)])
+def test_compare_and_write_writes_where_it_finds_what_it_expects(unit, lba: int, blocks: int) -> None:
+    unit.memory.medium[lba * 512 : (lba + blocks) * 512] = OLD * blocks
+    before = bytes(unit.memory.medium)
+    assert unit.run(compare_and_write(lba, blocks), OLD * blocks + NEW * blocks) == b""
+    assert unit.memory.medium == before[: lba * 512] + NEW * blocks + before[(lba + blocks) * 512 :]
+    assert unit.memory.calls == [("read", lba * 512, blocks * 512), ("write", lba * 512, blocks * 512)]
+
+
+@pytest.mark.parametrize("at", [0, 1, 511, 512, 1023])
+def test_compare_and_write_tells_where_the_first_difference_is_and_writes_nothing(unit, at: int) -> None:
+    unit.memory.medium[1024:2048] = OLD * 2
+    expected = bytearray(OLD * 2)
+    expected[at] ^= 1
+    expected[1023] ^= 0x80
+    error = unit.refusal(compare_and_write(2, 2), bytes(expected) + NEW * 2)
+    assert (error.reason, error.information) == (Reason.MISCOMPARE_DURING_VERIFY, at)
+    assert build_sense(error)[:8] == bytes((0xF0, 0, 0x0E)) + struct.pack(">IB", at, 10)  # VALID, MISCOMPARE
+    assert build_sense(error)[12:14] == b"\x1d\x00"
+    assert unit.memory.medium[1024:2048] == OLD * 2
+    assert unit.memory.calls == [("read", 1024, 1024)]
+
+
+@pytest.mark.parametrize(("flags", "flushed"), [(0, False), (DPO, False), (FUA, True), (FUA | DPO, True)])
+def test_compare_and_write_with_fua_puts_it_on_the_medium(unit, flags: int, flushed: bool) -> None:
+    unit.run(compare_and_write(0, 1, flags), bytes(512) + NEW)
+    assert (("flush",) in unit.memory.calls) is flushed
+    assert unit.memory.medium[:512] == NEW
+
+
+def test_compare_and_write_with_fua_flushes_nothing_where_nothing_is_volatile(make_unit: Callable) -> None:
+    unit = make_unit(lacks=["flush"])
+    unit.run(compare_and_write(0, 1, FUA), bytes(512) + NEW)
+    assert unit.memory.calls == [("read", 0, 512), ("write", 0, 512)]
+
+
+def test_compare_and_write_wants_both_instances_exactly_and_holds_its_range(unit) -> None:
+    plan = job(unit, compare_and_write(4, 3))
+    assert (plan.parameter_length, plan.exact, plan.writes, plan.cost) == (3072, True, True, 3072)
+    assert plan.exclusive == (2048, 1536)
+
+
+@pytest.mark.parametrize("length", [0, 512, 1023])
+def test_compare_and_write_with_less_data_is_refused_and_does_nothing(unit, length: int) -> None:
+    with pytest.raises(ScsiError) as caught:
+        job(unit, compare_and_write(0, 1)).run(memoryview(bytes(length)))
+    assert caught.value.reason is Reason.INVALID_FIELD_IN_CDB
+    assert unit.memory.calls == []
+
+
+@pytest.mark.parametrize("lba", [0, LAST, BLOCKS])
+def test_compare_and_write_of_0_blocks_is_good_and_does_nothing(unit, lba: int) -> None:
+    plan = job(unit, compare_and_write(lba, 0))
+    assert (plan.parameter_length, plan.exact, plan.exclusive) == (0, True, None)
+    assert plan.run(memoryview(b"")) == b""
+    assert unit.memory.calls == []
+
+
+@pytest.mark.parametrize(
+    ("lba", "blocks"), [(BLOCKS, 1), (LAST, 2), (BLOCKS + 1, 0), (1 << 63, 1), ((1 << 64) - 1, 255)]
+)
+def test_compare_and_write_beyond_the_end_is_refused(unit, lba: int, blocks: int) -> None:
+    assert unit.refusal(compare_and_write(lba, blocks)).reason is Reason.LBA_OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("flags", [0x01, 0x02, 0x04, 0x20, 0x40, 0x80])
+def test_compare_and_write_with_protection_or_reserved_bits_is_refused(unit, flags: int) -> None:
+    error = unit.refusal(compare_and_write(0, 1, flags))
+    assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, 1)
+
+
+@pytest.mark.parametrize("field", [10, 11, 12])
+def test_compare_and_write_has_one_byte_for_its_blocks(unit, field: int) -> None:
+    cdb = bytearray.fromhex(compare_and_write(0, 1))
+    cdb[field] = 1
+    error = unit.refusal(cdb.hex())
+    assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, field)
+
+
+def test_compare_and_write_of_a_write_protected_unit_is_refused(make_unit: Callable) -> None:
+    assert make_unit(readonly=True).refusal(compare_and_write(0, 1)).reason is Reason.WRITE_PROTECTED
