@@ -1,7 +1,7 @@
 """The support matrix, made from the tables that the server runs by.
 
-``python -m iscsid.scsi.support > docs/support.md`` writes it. What a table says is true of every logical unit that has the feature named in the row; nothing is listed by
-hand.
+``python -m iscsid.scsi.support > docs/support.md`` writes it. What a row says is true of every logical unit that has
+the feature named in it; nothing is listed by hand.
 """
 
 from __future__ import annotations
