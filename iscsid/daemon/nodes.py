@@ -46,6 +46,14 @@ class Nodes:
             self.close(flush=False)
             raise
 
+    def by_serial(self) -> dict[str, list[LogicalUnit]]:
+        """The logical units by what the workers and the supervisor call them; one medium may have several LUNs."""
+        units: dict[str, list[LogicalUnit]] = {}
+        for node in self.by_name.values():
+            for unit in dict.fromkeys(node.units.values()):
+                units.setdefault(unit.identity.serial, []).append(unit)
+        return units
+
     def stalled(self, now: float) -> None:
         """The loop has waited for a medium: send buffered writes to the pool for a while, from every session.
 

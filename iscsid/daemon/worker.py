@@ -21,6 +21,7 @@ from typing import Any
 
 from iscsid.daemon.boot import ExitCode, WorkerBoot
 from iscsid.daemon.channel import Channel, ChannelFull
+from iscsid.daemon.conduit import Conduit
 from iscsid.daemon.link import READ, Farewell, Held, Link
 from iscsid.daemon.nodes import CLOSE_SECONDS, NodeError, Nodes
 from iscsid.daemon.pool import JOIN_SECONDS, Pool
@@ -40,6 +41,8 @@ from iscsid.shared.messages import (
     SessionOpened,
     Stop,
     Stopped,
+    UnitAnswer,
+    UpdateUnit,
 )
 from iscsid.target.discovery import DiscoveredTarget, send_targets
 from iscsid.target.engine import Engine
@@ -93,6 +96,7 @@ class Worker:
         self._links: dict[int, Link] = {}
         self._farewells: set[Farewell] = set()
         self._leaving: set[Engine] = set()  # closed, with calls in the pool
+        self._conduit = Conduit(nodes.by_serial(), self._engines, self._send)
         self._answered: set[Link] = set()  # by the calls that were just collected
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {
@@ -205,6 +209,12 @@ class Worker:
         elif isinstance(message, Drop):
             for link in self._of_session(message.tsih):
                 link.close(message.reason)
+        elif isinstance(message, UpdateUnit):
+            self._conduit.update(message)
+            self._flush_all()
+        elif isinstance(message, UnitAnswer):
+            self._conduit.answered(message)
+            self._flush_all()
         elif isinstance(message, Poll):
             self._report()
         elif isinstance(message, Stop):
@@ -260,7 +270,18 @@ class Worker:
             lambda engine, pairs: self._answer_text(link, engine, pairs),
             lambda run, done: self._submit(link, run, done),
             lambda engine: self._established(link, engine),
+            self._conduit,
         )
+
+    def _engines(self) -> Iterator[Engine]:
+        """Every session that may still touch a medium."""
+        yield from self._leaving
+        for link in list(self._links.values()):
+            yield link.engine
+
+    def _flush_all(self) -> None:
+        for link in list(self._links.values()):
+            link.flush()
 
     def _of_session(self, tsih: int) -> Iterator[Link]:
         """The links of a session that is open."""

@@ -19,6 +19,7 @@ from iscsid.scsi.mode import ModeState
 from iscsid.scsi.plan import Job, Plan, Write
 from iscsid.scsi.ports import ONE_GROUP, PortGroup
 from iscsid.scsi.sense import Reason
+from iscsid.scsi.state import NexusId, UnitState
 
 if TYPE_CHECKING:
     from iscsid.block.guard import Guarded
@@ -99,11 +100,13 @@ class LogicalUnit:
         "readonly",
         "saved_mode_state",
         "shift",
+        "state",
         "volatile",
     )
 
     def __init__(self, device: Guarded, identity: Identity, port_groups: Sequence[PortGroup] = ONE_GROUP) -> None:
         self.device = device
+        self.state = UnitState()
         self.identity = identity
         self.port_groups = tuple(port_groups)
         self.block_size = device.block_size
@@ -142,6 +145,10 @@ class LogicalUnit:
     def thin(self) -> bool:
         """Whether logical block provisioning is offered: UNMAP, and WRITE SAME with its UNMAP bit."""
         return Feature.THIN in self.features
+
+    def restricts(self, nexus: NexusId) -> bool:
+        """Whether a reservation of another nexus stands in the way of some commands of ``nexus``."""
+        return self.state.restricts(nexus)
 
     def plan(self, cdb: bytes, nexus: Nexus) -> Plan:
         """Return what the command wants done; ``cdb`` has at least 16 bytes, the unused ones of any value.

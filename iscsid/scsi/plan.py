@@ -88,7 +88,19 @@ class Job:
         self.status = status
 
 
-Plan = Reply | Read | Write | Job
+class Ask:
+    """Gather ``parameter_length`` bytes of data-out, then have the command executed where the unit's state is kept.
+
+    Its answer is GOOD without data, or an error; every worker has applied by then what came of it (``scsi.state``).
+    """
+
+    __slots__ = ("parameter_length",)
+
+    def __init__(self, parameter_length: int = 0) -> None:
+        self.parameter_length = parameter_length
+
+
+Plan = Reply | Read | Write | Job | Ask
 
 DONE = Reply(b"")
 """GOOD without data; shared, for nobody changes a plan."""

@@ -7,11 +7,12 @@ of this room, and is answered when every worker has applied what came of it.
 
 from __future__ import annotations
 
-import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from iscsid.errors import ScsiError
+from iscsid.scsi.sense import Reason
 
 
 class NexusId(NamedTuple):
@@ -24,11 +25,25 @@ class NexusId(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class UnitState:
+    """The state of one unit. Every part of it comes with the commands that change it."""
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> UnitState:
+        """The inverse of what the authority sends; ValueError for what it cannot have sent."""
+        return cls()
+
+    def restricts(self, nexus: NexusId) -> bool:
+        """Whether a reservation of another nexus stands in the way of some commands of ``nexus``."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
-    """A unit attention for one nexus; ``reason`` is a ``sense.Reason``."""
+    """A unit attention for one nexus."""
 
     nexus: NexusId
-    reason: enum.Enum
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)

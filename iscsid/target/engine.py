@@ -10,22 +10,24 @@ Nothing here knows a socket, a thread or a clock, and nothing outside joins ``se
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 from iscsid.block.guard import Guarded
 from iscsid.errors import BlockError, RejectError, ScsiError
+from iscsid.scsi import attention
 from iscsid.scsi.absent import AbsentUnit
 from iscsid.scsi.lu import LogicalUnit
-from iscsid.scsi.plan import Job, Read, Reply, Write
+from iscsid.scsi.plan import Ask, Job, Read, Reply, Write
 from iscsid.scsi.sense import Reason
+from iscsid.scsi.state import Attention, NexusId
 from iscsid.session.connection import Established, TargetConnection
 from iscsid.session.transfer import Segment
 from iscsid.target.answers import Answers, expected_length
 from iscsid.target.data_in import QUEUE_LIMIT, DataInQueue, ReadTask
 from iscsid.target.data_out import DataOutCollector, WriteTask, announces_data
 from iscsid.target.management import TaskManager
-from iscsid.target.node import Nexus, TargetNode
+from iscsid.target.node import Nexus, Seat, TargetNode
 from iscsid.target.task import Done, Submit, Task, TaskSet
 from iscsid.target.textual import TextExchange
 from iscsid.text.codec import Pair
@@ -44,7 +46,19 @@ Data = bytes | bytearray
 
 AnswerText = Callable[["Engine", Sequence[Pair]], Sequence[Pair]]
 
+
+class Authority(Protocol):
+    """Where the state is kept that several workers share; ``done`` is called later, in the worker's loop."""
+
+    def ask(self, unit: str, nexus: NexusId, cdb: bytes, data: bytes, done: Callable[[ScsiError | None], None]) -> None:
+        """Execute a command that changes the state of ``unit``, a serial number; see ``scsi.plan.Ask``."""
+
+    def reset(self, unit: str, nexus: NexusId, function: int, done: Callable[[bool], None]) -> None:
+        """Perform a task management function that reaches over sessions; ``unit`` "": on all units of the target."""
+
+
 _NOTHING_HELD = contextlib.nullcontext()
+PARAMETER_LIMIT = 64 << 10  # bytes of a parameter list that go to the authority (shared.messages.MAX_PARAMETERS)
 INLINE_COST = 1 << 18  # bytes of medium that a job may touch in the worker's loop
 _DIRECTION = int(FINAL | READ | WRITE)
 _WHOLE_READ = int(FINAL | READ)  # a read, and no unsolicited data
@@ -60,6 +74,7 @@ class Engine:
         answer_text: what answers the pairs of a Text Request.
         submit: the pool.
         established: called once, when full feature phase begins.
+        authority: where commands go that change what other workers must know of.
 
     Attributes:
         node: the target, None in a discovery session and before the login is over.
@@ -74,6 +89,7 @@ class Engine:
         answer_text: AnswerText,
         submit: Submit,
         established: Callable[[Engine], None],
+        authority: Authority,
     ) -> None:
         self.connection = connection
         self.node: TargetNode | None = None
@@ -85,14 +101,15 @@ class Engine:
         self._text = TextExchange(connection, lambda pairs: answer_text(self, pairs))
         self._submit_to_pool = submit
         self._established = established
+        self._authority = authority
         self.tasks = TaskSet(connection)
         self._answers = Answers(connection)
         self._data_in = DataInQueue(connection, self.tasks, self._answers, self._submit)
         self._data_out = DataOutCollector(connection, self.tasks, self._answers)
-        self._management = TaskManager(connection, self.tasks, self.abort_all, lambda lun: lun in self._units)
-        self._units: Mapping[int, LogicalUnit] = {}
+        self._management = TaskManager(connection, self.tasks, self.abort_all, self._reset, self._attention_waits)
+        self._seats: Mapping[int, Seat] = {}
         self._absent = AbsentUnit()
-        self._nexus = Nexus()
+        self._nobody = Nexus()
         self._in_flight = 0  # calls in the pool
         self._when_idle: list[Callable[[], None]] = []
         self._longest_read = 0  # what fits into one Data-In PDU
@@ -110,6 +127,7 @@ class Engine:
             Write: self._write,
             Reply: self._reply,
             Job: self._job,
+            Ask: self._ask,
         }
 
     # --- what the worker calls --------------------------------------------------------------------------------------
@@ -143,9 +161,14 @@ class Engine:
     def close(self) -> None:
         """The session is over; nothing more is sent, and what runs in the pool ends unheard."""
         self.closed = True
+        running = [task for task in self.tasks if task.running]
         for task in self.tasks:
             task.aborted = True
+            if not task.running:
+                task.ended()
         self.connection.outbox.clear()
+        # Whoever waits for the end of a task that is in the pool still hears of it.
+        self._when_idle += [task.ended for task in running]
 
     @property
     def busy(self) -> bool:
@@ -196,6 +219,35 @@ class Engine:
         for task in reversed(tasks):
             self.abort(task)
 
+    def update(
+        self,
+        unit: LogicalUnit,
+        attentions: Collection[Attention],
+        aborts: Collection[NexusId] | None,
+        then: Callable[[], None],
+    ) -> None:
+        """The shared state of ``unit`` has changed; call ``then`` when what is to be aborted for it has stopped.
+
+        ``aborts`` are the nexuses that lose their tasks on the unit; None: all of them.
+        """
+        if self.closed:
+            self.when_idle(then)
+            return
+        nexuses = {id(nexus): nexus for other, nexus in self._seats.values() if other is unit}.values()
+        for nexus in nexuses:
+            nexus.restricted = unit.restricts(nexus.id)
+            for raised in attentions:
+                if raised.nexus == nexus.id:
+                    attention.establish(nexus.attentions, raised.reason)
+        if not any(aborts is None or nexus.id in aborts for nexus in nexuses):
+            then()
+            return
+        self.abort_all([task for task in self.tasks if self._is_for(task, unit)], then)
+
+    def _is_for(self, task: Task, unit: LogicalUnit) -> bool:
+        seat = self._seats.get(task.command.lun)
+        return seat is not None and seat[0] is unit
+
     # --- events -----------------------------------------------------------------------------------------------------
 
     def _take_lengths(self) -> None:
@@ -209,18 +261,19 @@ class Engine:
         self._take_lengths()
         if not parameters.discovery:  # a discovery session may name a target as well, and gets none
             node = self.node = self._node_of(parameters.target_name)
-            self._units = node.units
-            self._nexus = node.nexus(parameters.initiator_name, parameters.isid)
+            self._seats = node.seats(parameters.initiator_name, parameters.isid)
+            self._nobody = Nexus(luns=node.luns)
         self._established(self)
 
     def _on_command(self, command: ScsiCommand) -> None:
-        unit = self._units.get(command.lun)
+        seat = self._seats.get(command.lun)
         self.commands += 1
-        if unit is None:
+        if seat is None:
             self._on_absent(command)
             return
+        unit, nexus = seat
         try:
-            plan = unit.plan(command.cdb, self._nexus)
+            plan = unit.plan(command.cdb, nexus)
         except (ScsiError, BlockError, OSError) as error:
             self._refuse(command, error)
             return
@@ -234,7 +287,7 @@ class Engine:
         if self.node is None:
             raise RejectError(RejectReason.PROTOCOL_ERROR, "a SCSI command in a discovery session")
         try:
-            plan = self._absent.plan(command.cdb, self._nexus)
+            plan = self._absent.plan(command.cdb, self._nobody)
         except ScsiError as error:
             self._refuse(command, error)
             return
@@ -391,6 +444,43 @@ class Engine:
             self._in_pool(task, device, run, good, writes=plan.writes, exclusive=plan.exclusive)
 
         self._data_out.collect(command, min(plan.parameter_length, allowed), finish)
+
+    def _ask(self, command: ScsiCommand, unit: LogicalUnit, plan: Ask) -> None:
+        """Gather the parameters, then let the authority execute the command.
+
+        An abort does not wait for the authority: what waits there for a barrier may be what asked for the abort.
+        """
+        if plan.parameter_length > PARAMETER_LIMIT:
+            self._refuse(command, ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR))
+            return
+        _, nexus = self._seats[command.lun]
+
+        def finish(task: WriteTask) -> None:
+            def done(error: ScsiError | None) -> None:
+                if not self.closed and self.tasks.get(command.initiator_task_tag) is task:
+                    self._answer(task, b"", error, good, writes=True)
+
+            self._authority.ask(unit.identity.serial, nexus.id, command.cdb, bytes(task.gathered), done)
+
+        def good(_: Data) -> None:
+            self._answers.good(command, plan.parameter_length, WRITE)
+
+        self._data_out.collect(command, min(plan.parameter_length, expected_length(command, WRITE)), finish)
+
+    def _reset(self, lun: int | None, function: int, done: Callable[[bool], None]) -> bool:
+        """Have a task management function performed on the unit of ``lun``, None: on the target."""
+        seat = next(iter(self._seats.values()), None) if lun is None else self._seats.get(lun)
+        if seat is None:
+            return False
+        unit, nexus = seat
+        serial = "" if lun is None else unit.identity.serial
+        self._authority.reset(serial, nexus.id, function, lambda complete: None if self.closed else done(complete))
+        return True
+
+    def _attention_waits(self, lun: int) -> bool | None:
+        """Whether a unit attention waits for this session; None where there is no unit."""
+        seat = self._seats.get(lun)
+        return None if seat is None else bool(seat[1].attentions)
 
     # --- ends -------------------------------------------------------------------------------------------------------
 

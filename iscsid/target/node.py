@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableSequence, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from iscsid.block.guard import Guarded
 from iscsid.scsi.lu import LogicalUnit
 from iscsid.scsi.sense import Reason
+from iscsid.scsi.state import NexusId
 from iscsid.text.keys import TARGET_OFFERS
 from iscsid.wire import lun as lun_field
 
+NOBODY = NexusId("", 0, "", 1)
+
 
 class Nexus:
-    """The I_T nexus of one session, as ``scsi`` sees it (``scsi.lu.Nexus``)."""
+    """One session's way to one logical unit, the I_T_L nexus, as ``scsi`` sees it (``scsi.lu.Nexus``).
 
-    __slots__ = ("attentions", "initiator_name", "isid", "luns", "portal_group_tag", "target_name")
+    Attributes:
+        id: the I_T nexus, by which the workers and the supervisor speak of it.
+        attentions: the unit attentions that wait for it, oldest first.
+        restricted: a reservation of another nexus stands in the way of some commands.
+    """
 
-    def __init__(
-        self,
-        initiator_name: str = "",
-        isid: int = 0,
-        target_name: str = "",
-        portal_group_tag: int = 1,
-        luns: Sequence[int] = (),
-    ) -> None:
-        self.initiator_name = initiator_name
-        self.isid = isid
-        self.target_name = target_name
-        self.portal_group_tag = portal_group_tag
+    __slots__ = ("attentions", "id", "initiator_name", "luns", "portal_group_tag", "restricted", "target_name")
+
+    def __init__(self, nexus_id: NexusId = NOBODY, luns: Sequence[int] = ()) -> None:
+        self.id = nexus_id
+        self.initiator_name = nexus_id.initiator
+        self.target_name = nexus_id.target
+        self.portal_group_tag = nexus_id.portal_group_tag
         self.luns = luns
-        self.attentions: MutableSequence[Reason] | None = None
+        self.attentions: list[Reason] = []
+        self.restricted = False
+
+
+Seat = tuple[LogicalUnit, Nexus]
 
 
 class TargetNode:
@@ -58,9 +64,13 @@ class TargetNode:
         self.luns = tuple(sorted(units))
         self.units = {form: unit for number, unit in units.items() for form in lun_field.fields(number)}
 
-    def nexus(self, initiator_name: str, isid: int) -> Nexus:
-        """The nexus of a session that has logged in."""
-        return Nexus(initiator_name, isid, self.name, self.portal_group_tag, self.luns)
+    def seats(self, initiator_name: str, isid: int) -> dict[int, Seat]:
+        """What a session of this initiator port finds behind each raw LUN field: the unit, and its nexus to it."""
+        nexus_id = NexusId(initiator_name, isid, self.name, self.portal_group_tag)
+        nexuses = {unit: Nexus(nexus_id, self.luns) for unit in self.units.values()}
+        for unit, nexus in nexuses.items():
+            nexus.restricted = unit.restricts(nexus_id)
+        return {form: (unit, nexuses[unit]) for form, unit in self.units.items()}
 
     def devices(self) -> Iterable[Guarded]:
         """Every device of the target."""

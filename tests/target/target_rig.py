@@ -11,6 +11,7 @@ from helpers import TARGET_NAME, Pair
 
 from iscsid.block.device import Device, Mode, Threading
 from iscsid.block.guard import Guarded
+from iscsid.errors import ScsiError
 from iscsid.scsi.lu import Identity, LogicalUnit
 from iscsid.scsi.sense import REASONS, Reason, parse_sense
 from iscsid.target.engine import Engine
@@ -122,6 +123,26 @@ class FakePool:
         done(result, error)
 
 
+class FakeAuthority:
+    """Asks and resets wait until the test answers them, in any order."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.resets: list[tuple[Any, ...]] = []
+
+    def ask(self, *request: Any) -> None:
+        self.asked.append(request)
+
+    def reset(self, *request: Any) -> None:
+        self.resets.append(request)
+
+    def answer(self, error: ScsiError | None = None, index: int = 0) -> None:
+        self.asked.pop(index)[-1](error)
+
+    def performed(self, complete: bool = True, index: int = 0) -> None:
+        self.resets.pop(index)[-1](complete)
+
+
 @dataclass
 class Outcome:
     """How a command ended."""
@@ -154,6 +175,7 @@ class Session(Pair):
     ) -> None:
         self.device = device if device is not None else Inline()
         self.pool = FakePool()
+        self.authority = FakeAuthority()
         self.established: list[Engine] = []
         self.data_out: dict[int, bytes] = {}
         self.r2ts: list[R2T] = []
@@ -172,6 +194,7 @@ class Session(Pair):
                 answer_text or (lambda engine, pairs: []),
                 self.pool.submit,
                 self.established.append,
+                self.authority,
             ),
             **options,
         )

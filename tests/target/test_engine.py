@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from helpers import ISID, TARGET_NAME
@@ -25,13 +27,17 @@ from target_rig import (
 )
 
 from iscsid.block.device import Threading
-from iscsid.errors import RejectError, RemoteProtocolError
+from iscsid.errors import RejectError, RemoteProtocolError, ScsiError
+from iscsid.scsi.const import Status
+from iscsid.scsi.lu import LogicalUnit
+from iscsid.scsi.plan import Ask
 from iscsid.scsi.sense import Reason
+from iscsid.scsi.state import Attention, NexusId
 from iscsid.target.data_in import MAX_PIECES, QUEUE_LIMIT
 from iscsid.target.engine import INLINE_COST
 from iscsid.text.codec import build, parse
 from iscsid.text.keys import KEYS
-from iscsid.wire.const import FINAL, READ, WRITE, LogoutResponseCode, RejectReason
+from iscsid.wire.const import FINAL, READ, WRITE, LogoutResponseCode, RejectReason, TmfFunction, TmfResponse
 from iscsid.wire.pdu import (
     LogoutRequest,
     LogoutResponse,
@@ -149,7 +155,7 @@ def residual(flags: int, expected: int, length: int, direction: int) -> tuple[in
 def test_parameter_data_goes_out_only_where_it_is_expected(flags: int, expected: int) -> None:
     session = Session()
     session.command(INQUIRY, tag=1, flags=FINAL | flags, expected_data_transfer_length=expected)
-    whole = session.engine._units[0].plan(INQUIRY, session.engine._nexus).data
+    whole = session.engine._seats[0][0].plan(INQUIRY, session.engine._seats[0][1]).data
     outcome = session.outcome(1)
     assert outcome.data == (whole[:expected] if flags == READ else b"")
     assert (outcome.overflow, outcome.underflow) == residual(flags, expected, len(whole), READ)
@@ -426,8 +432,8 @@ def test_discovery_session_that_names_a_target_gets_none() -> None:
 
 
 def test_nexus_is_that_of_the_login() -> None:
-    nexus = Session().engine._nexus
-    assert (nexus.target_name, nexus.isid, nexus.luns) == (TARGET_NAME, ISID, (0,))
+    nexus = Session().engine._seats[0][1]
+    assert (nexus.target_name, nexus.id.isid, nexus.luns) == (TARGET_NAME, ISID, (0,))
 
 
 # Rejects.
@@ -746,3 +752,140 @@ def test_response_of_every_status_has_the_response_code_of_a_completed_command()
     session.command(refusing(), tag=1, write=4096, data=pattern(4096))
     (response,) = session.receive()
     assert isinstance(response, ScsiResponse) and response.response == 0
+
+
+# --- what goes to the authority --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asking(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
+    """A session whose TEST UNIT READY wants to change shared state, with a parameter list of ``length`` bytes."""
+
+    def build(length: int = 0, **options: Any) -> Session:
+        session = Session(**options)
+        unit = session.engine._seats[0][0]
+        plan = type(unit).plan
+
+        def planned(self: LogicalUnit, cdb: bytes, nexus: Any) -> Any:
+            return Ask(length) if cdb[0] == 0x00 else plan(self, cdb, nexus)
+
+        monkeypatch.setattr(LogicalUnit, "plan", planned)
+        return session
+
+    return build
+
+
+TEST_UNIT_READY = bytes(16)
+
+
+def test_command_that_changes_shared_state_goes_to_the_authority_whole(asking: Callable[..., Session]) -> None:
+    session = asking(24)
+    session.command(TEST_UNIT_READY, tag=1, write=24, data=bytes(range(24)))
+    [(serial, nexus, cdb, data, _)] = session.authority.asked
+    assert (serial, nexus) == ("serial0", session.engine._seats[0][1].id)
+    assert (cdb, data) == (TEST_UNIT_READY, bytes(range(24)))
+    assert not session.hear()
+    session.authority.answer()
+    assert session.outcome(1).status == GOOD
+    session.assert_idle()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ScsiError(Status.RESERVATION_CONFLICT), 0x18), (ScsiError(Reason.INVALID_FIELD_IN_CDB, field=2), 0x02)],
+)
+def test_authoritys_refusal_is_the_answer(asking: Callable[..., Session], error: ScsiError, status: int) -> None:
+    session = asking()
+    session.command(TEST_UNIT_READY, tag=1)
+    session.authority.answer(error)
+    assert session.outcome(1).status == status
+    session.assert_idle()
+
+
+def test_command_that_waits_for_the_authority_can_be_aborted(asking: Callable[..., Session]) -> None:
+    session = asking()
+    session.command(TEST_UNIT_READY, tag=1)
+    session.send(TaskManagementRequest(function=TmfFunction.ABORT_TASK, initiator_task_tag=900, referenced_task_tag=1))
+    [response] = session.hear()
+    assert response.response == TmfResponse.FUNCTION_COMPLETE
+    session.authority.answer()
+    assert not session.hear()
+    session.assert_idle()
+
+
+def test_answer_to_a_session_that_is_over_is_dropped(asking: Callable[..., Session]) -> None:
+    session = asking()
+    session.command(TEST_UNIT_READY, tag=1)
+    session.engine.close()
+    session.authority.answer()
+    assert not session.hear()
+
+
+# --- changes of shared state -----------------------------------------------------------------------------------------
+
+OTHER = NexusId("iqn.2026-11.org.example:other", 7, TARGET_NAME, 1)
+
+
+def _update(session: Session, unit: int = 0, attentions: Any = (), aborts: Any = ()) -> list[bool]:
+    stopped: list[bool] = []
+    engine = session.engine
+    disk, nexus = engine._seats[raw_lun(unit)]
+    raised = [Attention(nexus.id if mine else OTHER, reason) for mine, reason in attentions]
+    engine.update(disk, raised, aborts, lambda: stopped.append(True))
+    return stopped
+
+
+def test_attention_of_this_nexus_waits_for_it_on_that_unit_only() -> None:
+    session = Session(more=[Inline()])
+    raised = [(True, Reason.MODE_PARAMETERS_CHANGED), (False, Reason.CAPACITY_DATA_HAS_CHANGED)]
+    assert _update(session, 1, raised) == [True]
+    assert session.engine._seats[0][1].attentions == []
+    assert session.engine._seats[raw_lun(1)][1].attentions == [Reason.MODE_PARAMETERS_CHANGED]
+
+
+def test_change_that_aborts_everything_waits_for_what_is_in_the_pool() -> None:
+    session = Session(Memory())
+    session.read(1, 0, 8)
+    session.read(2, 8, 8)
+    stopped = _update(session, aborts=None)
+    assert stopped == []
+    session.pool.finish()
+    assert stopped == []
+    session.pool.finish()
+    assert stopped == [True]
+    assert not session.hear()
+    session.assert_idle()
+
+
+def test_change_aborts_only_tasks_of_the_nexuses_it_names_and_of_its_unit() -> None:
+    session = Session(Memory(), more=[Memory()])
+    session.read(1, 0, 8)
+    session.read(2, 0, 8, lun=raw_lun(1))
+    assert _update(session, aborts={OTHER}) == [True]
+    stopped = _update(session, 1, aborts={session.engine._seats[0][1].id})
+    session.pool.finish(1)
+    assert stopped == [True]
+    session.pool.finish()
+    assert session.outcome(1).status == GOOD
+    assert 2 not in session.outcomes
+    session.assert_idle()
+
+
+def test_change_waits_for_the_pool_calls_of_a_session_that_is_over() -> None:
+    session = Session(Memory())
+    session.read(1, 0, 8)
+    session.engine.close()
+    stopped = _update(session, aborts=None)
+    assert stopped == []
+    session.pool.finish()
+    assert stopped == [True]
+
+
+def test_session_that_ends_while_a_change_waits_for_its_pool_calls_still_lets_it_go_on() -> None:
+    session = Session(Memory())
+    session.read(1, 0, 8)
+    stopped = _update(session, aborts=None)
+    session.engine.close()
+    assert stopped == []
+    session.pool.finish()
+    assert stopped == [True]

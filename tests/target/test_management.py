@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from target_rig import GOOD, Inline, Memory, Session, pattern, raw_lun
 
+from iscsid.scsi.sense import Reason
 from iscsid.target.management import PENDING_LIMIT
 from iscsid.wire.const import TmfFunction, TmfResponse
 from iscsid.wire.pdu import TaskManagementRequest, TaskManagementResponse
@@ -28,12 +29,7 @@ def heard(session: Session) -> list[tuple[int, int]]:
     ("function", "response"),
     [
         (TmfFunction.CLEAR_ACA, TmfResponse.FUNCTION_NOT_SUPPORTED),
-        (TmfFunction.CLEAR_TASK_SET, TmfResponse.FUNCTION_NOT_SUPPORTED),
-        (TmfFunction.LOGICAL_UNIT_RESET, TmfResponse.FUNCTION_NOT_SUPPORTED),
-        (TmfFunction.TARGET_WARM_RESET, TmfResponse.FUNCTION_NOT_SUPPORTED),
-        (TmfFunction.TARGET_COLD_RESET, TmfResponse.FUNCTION_NOT_SUPPORTED),
         (TmfFunction.TASK_REASSIGN, TmfResponse.TASK_ALLEGIANCE_REASSIGNMENT_NOT_SUPPORTED),
-        (TmfFunction.QUERY_TASK, TmfResponse.FUNCTION_NOT_SUPPORTED),
         (0, TmfResponse.FUNCTION_NOT_SUPPORTED),
         (0x7F, TmfResponse.FUNCTION_NOT_SUPPORTED),
     ],
@@ -153,3 +149,91 @@ def test_discovery_session_has_nothing_to_abort() -> None:
     abort(session, 1)
     ask(session, TmfFunction.ABORT_TASK_SET)
     assert heard(session) == [(900, TmfResponse.TASK_DOES_NOT_EXIST), (900, TmfResponse.LUN_DOES_NOT_EXIST)]
+
+
+@pytest.mark.parametrize(
+    ("function", "unit"),
+    [
+        (TmfFunction.CLEAR_TASK_SET, "serial1"),
+        (TmfFunction.LOGICAL_UNIT_RESET, "serial1"),
+        (TmfFunction.TARGET_WARM_RESET, ""),
+        (TmfFunction.TARGET_COLD_RESET, ""),
+    ],
+)
+@pytest.mark.parametrize(
+    ("complete", "response"), [(True, TmfResponse.FUNCTION_COMPLETE), (False, TmfResponse.FUNCTION_REJECTED)]
+)
+def test_reset_is_answered_when_it_was_performed_everywhere(
+    function: int, unit: str, complete: bool, response: int
+) -> None:
+    session = Session(more=[Inline()])
+    ask(session, function, lun=raw_lun(1))
+    assert heard(session) == []
+    [(serial, nexus, asked, _)] = session.authority.resets
+    assert (serial, nexus, asked) == (unit, session.engine._seats[0][1].id, function)
+    session.authority.performed(complete)
+    assert heard(session) == [(900, response)]
+
+
+@pytest.mark.parametrize("function", [TmfFunction.CLEAR_TASK_SET, TmfFunction.LOGICAL_UNIT_RESET])
+def test_reset_of_a_unit_that_is_not_there_is_told_so(function: int) -> None:
+    session = Session()
+    ask(session, function, lun=raw_lun(1))
+    assert heard(session) == [(900, TmfResponse.LUN_DOES_NOT_EXIST)]
+    assert not session.authority.resets
+
+
+def test_reset_that_is_performed_after_the_session_has_ended_says_nothing() -> None:
+    session = Session()
+    ask(session, TmfFunction.LOGICAL_UNIT_RESET)
+    session.engine.close()
+    session.authority.performed()
+    assert heard(session) == []
+
+
+def test_resets_that_wait_are_bounded() -> None:
+    session = Session()
+    for tag in range(PENDING_LIMIT + 1):
+        ask(session, TmfFunction.LOGICAL_UNIT_RESET, tag=tag)
+    assert heard(session) == [(PENDING_LIMIT, TmfResponse.FUNCTION_REJECTED)]
+    assert len(session.authority.resets) == PENDING_LIMIT
+
+
+def test_query_task_tells_whether_the_task_is_there() -> None:
+    session = Session()
+    session.write(1, 0, pattern(4096))
+    session.hear()
+    for tag in (1, 2):
+        ask(session, TmfFunction.QUERY_TASK, referenced_task_tag=tag)
+        ask(session, TmfFunction.QUERY_TASK, referenced_task_tag=tag, lun=raw_lun(1))
+    assert [response for _, response in heard(session)] == [
+        TmfResponse.FUNCTION_SUCCEEDED,
+        TmfResponse.FUNCTION_COMPLETE,
+        TmfResponse.FUNCTION_COMPLETE,
+        TmfResponse.FUNCTION_COMPLETE,
+    ]
+
+
+def test_query_task_set_tells_whether_the_unit_has_tasks_of_the_session() -> None:
+    session = Session(more=[Inline()])
+    session.write(1, 0, pattern(4096))
+    session.hear()
+    for lun in (0, 1):
+        ask(session, TmfFunction.QUERY_TASK_SET, lun=raw_lun(lun))
+    assert [response for _, response in heard(session)] == [
+        TmfResponse.FUNCTION_SUCCEEDED,
+        TmfResponse.FUNCTION_COMPLETE,
+    ]
+
+
+def test_query_asynchronous_event_tells_of_a_waiting_unit_attention_and_leaves_it() -> None:
+    session = Session()
+    ask(session, TmfFunction.QUERY_ASYNCHRONOUS_EVENT)
+    attentions = session.engine._seats[0][1].attentions
+    attentions.append(Reason.MODE_PARAMETERS_CHANGED)
+    ask(session, TmfFunction.QUERY_ASYNCHRONOUS_EVENT)
+    assert [response for _, response in heard(session)] == [
+        TmfResponse.FUNCTION_COMPLETE,
+        TmfResponse.FUNCTION_SUCCEEDED,
+    ]
+    assert attentions == [Reason.MODE_PARAMETERS_CHANGED]

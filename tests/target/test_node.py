@@ -45,10 +45,19 @@ def test_unit_under_two_numbers_is_one_device() -> None:
 
 def test_nexus_has_what_the_session_and_the_node_say() -> None:
     node = TargetNode(NAME, {0: unit(), 5: unit(5)}, portal_group_tag=3)
-    nexus = node.nexus("iqn.2010-11.org.example:host", 0x123)
-    assert (nexus.initiator_name, nexus.isid) == ("iqn.2010-11.org.example:host", 0x123)
-    assert (nexus.target_name, nexus.portal_group_tag, nexus.luns) == (NAME, 3, (0, 5))
-    assert nexus.attentions is None
+    unit_0, nexus = node.seats("iqn.2010-11.org.example:host", 0x123)[0]
+    assert unit_0 is node.units[0]
+    assert nexus.id == ("iqn.2010-11.org.example:host", 0x123, NAME, 3)
+    assert (nexus.initiator_name, nexus.target_name, nexus.portal_group_tag) == nexus.id[:1] + nexus.id[2:]
+    assert (nexus.luns, nexus.attentions, nexus.restricted) == ((0, 5), [], False)
+
+
+def test_seats_under_every_form_of_a_number_share_their_nexus_and_units_have_their_own() -> None:
+    node = TargetNode(NAME, {0: unit(), 5: unit(5)})
+    seats = node.seats("iqn.2010-11.org.example:host", 0x123)
+    assert seats.keys() == node.units.keys()
+    assert seats[0] is not seats[5 << 48] and seats[0][1] is not seats[5 << 48][1]
+    assert seats[0][1] is seats[0x4000 << 48][1]
 
 
 def test_nexus_of_a_discovery_session_has_no_units() -> None:

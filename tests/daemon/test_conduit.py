@@ -1,0 +1,135 @@
+"""daemon.conduit: what goes to the authority, what comes back, and when a change is acknowledged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from iscsid.daemon.conduit import Conduit
+from iscsid.errors import ScsiError
+from iscsid.scsi.const import Status
+from iscsid.scsi.sense import Reason
+from iscsid.scsi.state import Attention, NexusId
+from iscsid.shared.messages import AskReset, AskUnit, UnitAnswer, UnitApplied, UpdateUnit
+
+NEXUS = NexusId("iqn.2026-11.org.example:host", 5, "iqn.2026-11.org.iscsid:disk0", 1)
+OTHER = NexusId("iqn.2026-11.org.example:other", 6, "iqn.2026-11.org.iscsid:disk0", 1)
+
+
+class FakeUnit:
+    state: Any = None
+
+
+class FakeEngine:
+    """Remembers what it was told, and lets the test say when everything has stopped."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[Any, ...]] = []
+
+    def update(self, *update: Any) -> None:
+        self.updates.append(update)
+
+    def stop(self, index: int = 0) -> None:
+        self.updates[index][-1]()
+
+
+class Rig:
+    def __init__(self, engines: int = 1, units: int = 1) -> None:
+        self.sent: list[Any] = []
+        self.engines = [FakeEngine() for _ in range(engines)]
+        self.units = [FakeUnit() for _ in range(units)]
+        self.conduit = Conduit({"S1": self.units}, lambda: self.engines, self.sent.append)  # type: ignore[arg-type]
+
+
+def update(unit: str = "S1", attentions: Any = (), aborts: Any = ()) -> UpdateUnit:
+    return UpdateUnit(unit, 7, "{}", json.dumps(attentions), json.dumps(aborts), "a test")
+
+
+def answer(ask: int, status: int = 0, reason: str = "", field: int = -1, bit: int = -1) -> UnitAnswer:
+    return UnitAnswer(ask, status, reason, field, bit, True)
+
+
+def test_ask_carries_the_command_whole() -> None:
+    rig = Rig()
+    rig.conduit.ask("S1", NEXUS, b"\x5f" + bytes(15), b"\x01\x02", lambda error: None)
+    assert rig.sent == [AskUnit(1, "S1", *NEXUS, "5f" + "00" * 15, "0102")]
+
+
+def test_every_ask_has_a_number_of_its_own_and_gets_its_own_answer() -> None:
+    rig = Rig()
+    heard: list[tuple[str, Any]] = []
+    rig.conduit.ask("S1", NEXUS, bytes(16), b"", lambda error: heard.append(("first", error)))
+    rig.conduit.ask("S1", NEXUS, bytes(16), b"", lambda error: heard.append(("second", error)))
+    for number in (2, 1, 1, 9):  # answered twice, and never asked: nothing more is heard
+        rig.conduit.answered(answer(number))
+    assert heard == [("second", None), ("first", None)]
+
+
+@pytest.mark.parametrize(
+    ("told", "reason", "field", "bit"),
+    [
+        (answer(1, 0x18), Status.RESERVATION_CONFLICT, None, None),
+        (answer(1, 0x02, "INVALID_FIELD_IN_CDB", 2, 4), Reason.INVALID_FIELD_IN_CDB, 2, 4),
+        (answer(1, 0x02, "PARAMETER_LIST_LENGTH_ERROR"), Reason.PARAMETER_LIST_LENGTH_ERROR, None, None),
+    ],
+)
+def test_refusal_comes_back_as_the_error_it_was(told: UnitAnswer, reason: Any, field: Any, bit: Any) -> None:
+    rig = Rig()
+    heard: list[ScsiError | None] = []
+    rig.conduit.ask("S1", NEXUS, bytes(16), b"", heard.append)
+    rig.conduit.answered(told)
+    [error] = heard
+    assert error is not None
+    assert (error.reason, error.field, error.bit, error.in_data) == (
+        (reason, field, bit, True) if told.reason else (reason, None, None, False)
+    )
+
+
+@pytest.mark.parametrize(("status", "complete"), [(0, True), (0x02, False)])
+def test_reset_is_complete_when_the_answer_says_so(status: int, complete: bool) -> None:
+    rig = Rig()
+    heard: list[bool] = []
+    rig.conduit.reset("", NEXUS, 6, heard.append)
+    assert rig.sent == [AskReset(1, "", *NEXUS, 6)]
+    rig.conduit.answered(answer(1, status, "INVALID_FIELD_IN_CDB" if status else ""))
+    assert heard == [complete]
+
+
+def test_change_reaches_every_unit_and_session_before_it_is_acknowledged() -> None:
+    rig = Rig(engines=2, units=2)
+    rig.conduit.update(update(attentions=[[NEXUS, "MODE_PARAMETERS_CHANGED"]], aborts=[OTHER]))
+    assert all(unit.state is not None for unit in rig.units)
+    for engine in rig.engines:
+        assert [told[0] for told in engine.updates] == rig.units
+        for _, attentions, aborts, _then in engine.updates:
+            assert attentions == [Attention(NEXUS, Reason.MODE_PARAMETERS_CHANGED)]
+            assert aborts == {OTHER}
+    for engine in rig.engines:
+        assert rig.sent == []
+        engine.stop(0)
+        engine.stop(0)  # a session may say it twice, by its end too
+        engine.stop(1)
+    assert rig.sent == [UnitApplied("S1", 7)]
+
+
+def test_change_that_aborts_all_says_so_to_the_sessions() -> None:
+    rig = Rig()
+    rig.conduit.update(update(aborts="all"))
+    assert rig.engines[0].updates[0][2] is None
+
+
+@pytest.mark.parametrize("make", [lambda: Rig(engines=0), lambda: Rig(units=0)])
+def test_change_that_concerns_nobody_here_is_acknowledged_at_once(make: Callable[[], Rig]) -> None:
+    rig = make()
+    rig.conduit.update(update())
+    assert rig.sent == [UnitApplied("S1", 7)]
+
+
+def test_change_of_a_unit_that_is_not_served_here_is_acknowledged_all_the_same() -> None:
+    rig = Rig()
+    rig.conduit.update(update("S2"))
+    assert rig.sent == [UnitApplied("S2", 7)]
+    assert rig.engines[0].updates == []
