@@ -100,7 +100,8 @@ class ScsiError(IscsidError):
 
     ``field`` and ``bit`` point at the byte (and its highest wrong bit) of the CDB, or of the parameter list where
     ``in_data``, for the sense-key specific bytes (SPC-4 4.5.2.4.2). ``information`` is the INFORMATION field: an LBA,
-    or the offset of a miscompare.
+    or the offset of a miscompare. ``segment`` is the number, from 0 on, of the segment descriptor at which a copy was
+    aborted; ``field`` counts from its first byte then (SPC-4 4.5.2.4.5).
     """
 
     def __init__(
@@ -111,12 +112,14 @@ class ScsiError(IscsidError):
         bit: int | None = None,
         in_data: bool = False,
         information: int | None = None,
+        segment: int | None = None,
     ) -> None:
         self.reason = reason
         self.field = field
         self.bit = bit
         self.in_data = in_data
         self.information = information
+        self.segment = segment
         super().__init__(reason.name)
 
 

@@ -33,11 +33,18 @@ class Direction(enum.Enum):
 
 
 class Reservation(enum.Enum):
-    """Who may send the command while another I_T nexus holds a reservation (SPC-4 5.13.1, SBC-3 table 13)."""
+    """Who may send the command while another I_T nexus holds a reservation (SPC-4 5.13.1, SBC-3 table 13).
+
+    What each class comes to under each reservation is the table in ``conflict``.
+    """
 
     ALLOWED = enum.auto()  # everybody
+    STATE = enum.auto()  # everybody, but under an SPC-2 reservation its holder only
     READING = enum.auto()  # everybody under the write exclusive types, else holders (and registrants) only
     WRITING = enum.auto()  # holders (and registrants, where the type says so) only
+    STARTING = enum.auto()  # START STOP UNIT: as ALLOWED where it starts the unit, else as WRITING
+    PREVENTING = enum.auto()  # PREVENT ALLOW MEDIUM REMOVAL: as ALLOWED where it allows, else as WRITING
+    DECIDED = enum.auto()  # commands about reservations: what executes them decides
 
 
 class Attention(enum.Enum):
@@ -62,8 +69,10 @@ class Command:
     ``usage`` is the CDB usage data of SPC-4 6.35.3: its length is that of the CDB, and each bit of it that is 0 must be
     0 in a CDB. ``optional`` lists (feature, byte, mask): bits that are allowed only on units with the feature.
     ``writes``: refused while the medium is write protected. ``timeout`` is the recommended command timeout in seconds.
+    ``name`` is that of the standard, in snake case capitals.
     """
 
+    name: str
     opcode: int
     service_action: int | None
     usage: bytes
@@ -75,13 +84,6 @@ class Command:
     reservation: Reservation
     attention: Attention
     timeout: int
-
-    @property
-    def name(self) -> str:
-        """The name of the standard, in snake case capitals."""
-        if self.service_action is None:
-            return Opcode(self.opcode).name
-        return ServiceAction(self.service_action).name
 
     def forbidden(self) -> int:
         """Return the bits that must be 0, as a mask over the CDB read as a little-endian number.
@@ -96,7 +98,8 @@ class Command:
 
 
 _NONE, _IN, _OUT, _MAYBE = Direction.NONE, Direction.IN, Direction.OUT, Direction.OPTIONAL_OUT
-_ANY, _READING, _WRITING = Reservation.ALLOWED, Reservation.READING, Reservation.WRITING
+_ANY, _STATE, _STARTING = Reservation.ALLOWED, Reservation.STATE, Reservation.STARTING
+_READING, _WRITING = Reservation.READING, Reservation.WRITING
 _REPORTED, _EXEMPT, _TAKEN = Attention.REPORTED, Attention.EXEMPT, Attention.TAKEN
 _DISK, _THIN = Feature.DISK, Feature.THIN
 _SHORT, _LONG = 30, 120  # seconds: commands bounded by one transfer; commands that may touch much of the medium
@@ -107,7 +110,7 @@ _UNMAP_BIT = ((Feature.THIN, 1, 0x08),)
 
 def _row(
     opcode: Opcode,
-    service_action: ServiceAction | None,
+    service_action: enum.IntEnum | None,
     usage: str,
     optional: tuple[tuple[Feature, int, int], ...],
     direction: Direction,
@@ -118,10 +121,10 @@ def _row(
     attention: Attention,
     timeout: int,
 ) -> Command:
-    action = None if service_action is None else int(service_action)
+    name, action = (opcode.name, None) if service_action is None else (service_action.name, int(service_action))
     bits = bytes.fromhex(usage)
     return Command(
-        int(opcode), action, bits, optional, direction, handler, writes, needs, reservation, attention, timeout
+        name, int(opcode), action, bits, optional, direction, handler, writes, needs, reservation, attention, timeout
     )
 
 
@@ -130,7 +133,7 @@ _Op, _Sa = Opcode, ServiceAction
 COMMANDS: tuple[Command, ...] = (
     #                                usage of each byte of the CDB        bits with a feature
     _row(_Op.TEST_UNIT_READY, None, "00 00 000000 00",
-         (), _NONE, rw.test_unit_ready, False, _DISK, _ANY, _REPORTED, _SHORT),
+         (), _NONE, rw.test_unit_ready, False, _DISK, _STATE, _REPORTED, _SHORT),
     _row(_Op.REQUEST_SENSE, None, "03 01 0000 ff 00",
          (), _IN, inquiry.request_sense, False, _DISK, _ANY, _TAKEN, _SHORT),
     _row(_Op.READ_6, None, "08 1fffff ff 00",
@@ -140,9 +143,9 @@ COMMANDS: tuple[Command, ...] = (
     _row(_Op.INQUIRY, None, "12 01 ff ffff 00",
          (), _IN, inquiry.inquiry, False, _DISK, _ANY, _EXEMPT, _SHORT),
     _row(_Op.MODE_SENSE_6, None, "1a 08 ff ff ff 00",
-         (), _IN, mode.mode_sense_6, False, _DISK, _WRITING, _REPORTED, _SHORT),
+         (), _IN, mode.mode_sense_6, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.START_STOP_UNIT, None, "1b 01 00 00 05 00",
-         (), _NONE, rw.start_stop_unit, False, _DISK, _WRITING, _REPORTED, _LONG),
+         (), _NONE, rw.start_stop_unit, False, _DISK, _STARTING, _REPORTED, _LONG),
     _row(_Op.READ_CAPACITY_10, None, "25 00 00000000 0000 00 00",
          (), _IN, report.read_capacity_10, False, _DISK, _ANY, _REPORTED, _SHORT),
     _row(_Op.READ_10, None, "28 18 ffffffff 00 ffff 00",
@@ -158,7 +161,7 @@ COMMANDS: tuple[Command, ...] = (
     _row(_Op.UNMAP, None, "42 00 00000000 00 ffff 00",
          (), _OUT, rw.unmap, True, _THIN, _WRITING, _REPORTED, _LONG),
     _row(_Op.MODE_SENSE_10, None, "5a 18 ff ff 000000 ffff 00",
-         (), _IN, mode.mode_sense_10, False, _DISK, _WRITING, _REPORTED, _SHORT),
+         (), _IN, mode.mode_sense_10, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.READ_16, None, "88 18 ffffffffffffffff ffffffff 00 00",
          (), _IN, rw.read_16, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.COMPARE_AND_WRITE, None, "89 18 ffffffffffffffff 000000 ff 00 00",

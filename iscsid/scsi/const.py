@@ -71,13 +71,42 @@ class Opcode(enum.IntEnum):
 
 
 class ServiceAction(enum.IntEnum):
-    """Service actions, each of the operation code named in its comment."""
+    """Service actions, each of the operation code named in its comment.
+
+    Those of an operation code that has numbers in common with one of these are an enumeration of their own.
+    """
 
     REPORT_TARGET_PORT_GROUPS = 0x0A  # MAINTENANCE IN, SPC-4 6.37
     REPORT_SUPPORTED_OPERATION_CODES = 0x0C  # MAINTENANCE IN, SPC-4 6.35
     REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS = 0x0D  # MAINTENANCE IN, SPC-4 6.36
     READ_CAPACITY_16 = 0x10  # SERVICE ACTION IN(16), SBC-3 5.17
     GET_LBA_STATUS = 0x12  # SERVICE ACTION IN(16), SBC-3 5.6
+
+
+class PersistentReserveIn(enum.IntEnum):
+    """Service actions of PERSISTENT RESERVE IN (SPC-4 6.13.1, table 206)."""
+
+    READ_KEYS = 0x00
+    READ_RESERVATION = 0x01
+    REPORT_CAPABILITIES = 0x02
+    READ_FULL_STATUS = 0x03
+
+
+class PersistentReserveOut(enum.IntEnum):
+    """Service actions of PERSISTENT RESERVE OUT (SPC-4 6.14.2, table 224)."""
+
+    REGISTER = 0x00
+    RESERVE = 0x01
+    RELEASE = 0x02
+    CLEAR = 0x03
+    PREEMPT = 0x04
+    PREEMPT_AND_ABORT = 0x05
+    REGISTER_AND_IGNORE_EXISTING_KEY = 0x06
+    REGISTER_AND_MOVE = 0x07
+
+
+SERVICE_ACTIONS: tuple[type[enum.IntEnum], ...] = (ServiceAction,)
+"""Every enumeration of service actions that has rows in the opcode table."""
 
 
 class Association(enum.IntEnum):

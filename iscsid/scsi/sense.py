@@ -61,6 +61,25 @@ class Reason(enum.Enum):
     DATA_PHASE_ERROR = enum.auto()
     OVERLAPPED_COMMANDS = enum.auto()
     MISCOMPARE_DURING_VERIFY = enum.auto()
+    OPERATION_IN_PROGRESS = enum.auto()
+    INVALID_TOKEN_OPERATION = enum.auto()
+    UNSUPPORTED_TOKEN_TYPE = enum.auto()
+    TOKEN_UNKNOWN = enum.auto()
+    TOKEN_CORRUPT = enum.auto()
+    TOKEN_EXPIRED = enum.auto()
+    INVALID_TOKEN_LENGTH = enum.auto()
+    TOO_MANY_TARGET_DESCRIPTORS = enum.auto()
+    UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE = enum.auto()
+    TOO_MANY_SEGMENT_DESCRIPTORS = enum.auto()
+    UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE = enum.auto()
+    INLINE_DATA_LENGTH_EXCEEDED = enum.auto()
+    COPY_OPERATION_ABORTED = enum.auto()
+    UNREACHABLE_COPY_TARGET = enum.auto()
+    THIRD_PARTY_DEVICE_FAILURE = enum.auto()
+    COPY_TARGET_DEVICE_NOT_REACHABLE = enum.auto()
+    INCORRECT_COPY_TARGET_DEVICE_TYPE = enum.auto()
+    INVALID_COPY_PARAMETER = enum.auto()
+    UNEXPECTED_INEXACT_SEGMENT = enum.auto()
 
 
 def _row(key: SenseKey, asc: int, ascq: int) -> Sense:
@@ -104,16 +123,38 @@ REASONS: dict[Reason, Sense] = {
     Reason.DATA_PHASE_ERROR: _row(SenseKey.ABORTED_COMMAND, 0x4B, 0x00),
     Reason.OVERLAPPED_COMMANDS: _row(SenseKey.ABORTED_COMMAND, 0x4E, 0x00),
     Reason.MISCOMPARE_DURING_VERIFY: _row(SenseKey.MISCOMPARE, 0x1D, 0x00),
+    # Third-party copies (SPC-4 5.17.7, 6.4): before a segment is processed, and at one.
+    Reason.OPERATION_IN_PROGRESS: _row(SenseKey.ILLEGAL_REQUEST, 0x00, 0x16),
+    Reason.INVALID_TOKEN_OPERATION: _row(SenseKey.ILLEGAL_REQUEST, 0x23, 0x00),
+    Reason.UNSUPPORTED_TOKEN_TYPE: _row(SenseKey.ILLEGAL_REQUEST, 0x23, 0x01),
+    Reason.TOKEN_UNKNOWN: _row(SenseKey.ILLEGAL_REQUEST, 0x23, 0x04),
+    Reason.TOKEN_CORRUPT: _row(SenseKey.ILLEGAL_REQUEST, 0x23, 0x05),
+    Reason.TOKEN_EXPIRED: _row(SenseKey.ILLEGAL_REQUEST, 0x23, 0x07),
+    Reason.INVALID_TOKEN_LENGTH: _row(SenseKey.ILLEGAL_REQUEST, 0x23, 0x0A),
+    Reason.TOO_MANY_TARGET_DESCRIPTORS: _row(SenseKey.ILLEGAL_REQUEST, 0x26, 0x06),
+    Reason.UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE: _row(SenseKey.ILLEGAL_REQUEST, 0x26, 0x07),
+    Reason.TOO_MANY_SEGMENT_DESCRIPTORS: _row(SenseKey.ILLEGAL_REQUEST, 0x26, 0x08),
+    Reason.UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE: _row(SenseKey.ILLEGAL_REQUEST, 0x26, 0x09),
+    Reason.INLINE_DATA_LENGTH_EXCEEDED: _row(SenseKey.ILLEGAL_REQUEST, 0x26, 0x0B),
+    Reason.COPY_OPERATION_ABORTED: _row(SenseKey.COPY_ABORTED, 0x00, 0x00),
+    Reason.UNREACHABLE_COPY_TARGET: _row(SenseKey.COPY_ABORTED, 0x08, 0x04),
+    Reason.THIRD_PARTY_DEVICE_FAILURE: _row(SenseKey.COPY_ABORTED, 0x0D, 0x01),
+    Reason.COPY_TARGET_DEVICE_NOT_REACHABLE: _row(SenseKey.COPY_ABORTED, 0x0D, 0x02),
+    Reason.INCORRECT_COPY_TARGET_DEVICE_TYPE: _row(SenseKey.COPY_ABORTED, 0x0D, 0x03),
+    Reason.INVALID_COPY_PARAMETER: _row(SenseKey.COPY_ABORTED, 0x26, 0x00),
+    Reason.UNEXPECTED_INEXACT_SEGMENT: _row(SenseKey.COPY_ABORTED, 0x26, 0x0A),
 }
 
 FIXED_LENGTH = 18
-_FIXED = struct.Struct(">BxBIB4xBBx")  # SPC-4 4.5.3: response code, key, INFORMATION, additional length, ASC, ASCQ
+# SPC-4 4.5.3: response code, key, INFORMATION, additional length, COMMAND-SPECIFIC INFORMATION, ASC, ASCQ
+_FIXED = struct.Struct(">BxBIBIBBx")
 _FIXED_VALID = 0x80
 _DESCRIPTOR = struct.Struct(">BBBB3xB")  # SPC-4 4.5.2.1
 _INFORMATION_DESCRIPTOR = struct.Struct(">BBBxQ")  # SPC-4 4.5.2.2; VALID is the top bit of byte 2
+_COMMAND_DESCRIPTOR = struct.Struct(">BB2xQ")  # SPC-4 4.5.2.3
 _FIELD_POINTER_DESCRIPTOR = struct.Struct(">BB2x3sx")  # SPC-4 4.5.2.4
 _FIELD_POINTER = struct.Struct(">BH")  # SPC-4 4.5.2.4.2: SKSV, C/D, BPV, BIT POINTER; FIELD POINTER
-_SKSV, _CD, _BPV = 0x80, 0x40, 0x08
+_SKSV, _CD, _SD, _BPV = 0x80, 0x40, 0x20, 0x08
 
 
 def sense_of(reason: enum.Enum) -> Sense:
@@ -130,21 +171,24 @@ def build_sense(error: ScsiError, descriptor: bool = False) -> bytes:
     sense = sense_of(error.reason)
     pointer = _field_pointer(error)
     if descriptor:
-        return _build_descriptor_sense(sense, error.information, pointer)
+        return _build_descriptor_sense(sense, error, pointer)
     information = error.information
     code = 0x70
     if information is not None and information <= 0xFFFFFFFF:
         code |= _FIXED_VALID
     else:
         information = 0
-    head = _FIXED.pack(code, sense.key, information, FIXED_LENGTH - 8, sense.asc, sense.ascq)
+    head = _FIXED.pack(code, sense.key, information, FIXED_LENGTH - 8, error.segment or 0, sense.asc, sense.ascq)
     return head + (pointer or bytes(3))
 
 
-def _build_descriptor_sense(sense: Sense, information: int | None, pointer: bytes | None) -> bytes:
+def _build_descriptor_sense(sense: Sense, error: ScsiError, pointer: bytes | None) -> bytes:
     descriptors = b""
-    if information is not None:
-        descriptors += _INFORMATION_DESCRIPTOR.pack(0x00, 0x0A, 0x80, information)
+    if error.information is not None:
+        descriptors += _INFORMATION_DESCRIPTOR.pack(0x00, 0x0A, 0x80, error.information)
+    if error.segment is not None:
+        # SPC-4 5.17.7.4: the number of the segment, in the third and fourth of four bytes
+        descriptors += _COMMAND_DESCRIPTOR.pack(0x01, 0x0A, error.segment)
     if pointer is not None:
         descriptors += _FIELD_POINTER_DESCRIPTOR.pack(0x02, 0x06, pointer)
     return _DESCRIPTOR.pack(0x72, *sense, len(descriptors)) + descriptors
@@ -153,7 +197,11 @@ def _build_descriptor_sense(sense: Sense, information: int | None, pointer: byte
 def _field_pointer(error: ScsiError) -> bytes | None:
     if error.field is None:
         return None
-    head = _SKSV | (0 if error.in_data else _CD)
+    head = _SKSV
+    if error.segment is not None:
+        head |= _SD  # SPC-4 4.5.2.4.5
+    elif not error.in_data:
+        head |= _CD
     if error.bit is not None:
         head |= _BPV | error.bit
     return _FIELD_POINTER.pack(head, error.field)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from iscsid.scsi.commands import COMMANDS, Attention, Command, Direction, Feature, Reservation
-from iscsid.scsi.const import Opcode, ServiceAction
+from iscsid.scsi.const import SERVICE_ACTIONS, Opcode
 
 BY_NAME = {command.name: command for command in COMMANDS}
 each = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
@@ -25,7 +25,8 @@ def test_rows_are_in_the_order_of_their_codes() -> None:
 
 def test_every_opcode_that_has_a_name_has_a_row() -> None:
     assert {command.opcode for command in COMMANDS} == set(Opcode)
-    assert {command.service_action for command in COMMANDS} - {None} == set(ServiceAction)
+    actions = {(action.name, int(action)) for actions in SERVICE_ACTIONS for action in actions}
+    assert {(row.name, row.service_action) for row in COMMANDS if row.service_action is not None} == actions
 
 
 def test_an_opcode_has_service_actions_in_all_its_rows_or_in_none() -> None:
@@ -96,12 +97,13 @@ def test_only_three_commands_pass_a_unit_attention() -> None:
     [
         (
             Reservation.ALLOWED,
-            "INQUIRY READ_CAPACITY_10 READ_CAPACITY_16 REPORT_LUNS REPORT_TARGET_PORT_GROUPS REQUEST_SENSE "
-            "TEST_UNIT_READY",
+            "INQUIRY READ_CAPACITY_10 READ_CAPACITY_16 REPORT_LUNS REPORT_TARGET_PORT_GROUPS REQUEST_SENSE",
         ),
+        (Reservation.STATE, "TEST_UNIT_READY"),
+        (Reservation.STARTING, "START_STOP_UNIT"),
         (
             Reservation.READING,
-            "READ_6 READ_10 READ_12 READ_16 VERIFY_10 VERIFY_12 VERIFY_16 GET_LBA_STATUS "
+            "READ_6 READ_10 READ_12 READ_16 VERIFY_10 VERIFY_12 VERIFY_16 GET_LBA_STATUS MODE_SENSE_6 MODE_SENSE_10 "
             "REPORT_SUPPORTED_OPERATION_CODES REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS",
         ),
     ],

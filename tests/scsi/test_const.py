@@ -8,12 +8,12 @@ from iscsid.scsi.const import (
     DIRECT_ACCESS_BLOCK_DEVICE,
     NO_LOGICAL_UNIT,
     PROTOCOL_ISCSI,
+    SERVICE_ACTIONS,
     Association,
     CodeSet,
     Designator,
     Opcode,
     SenseKey,
-    ServiceAction,
     Status,
 )
 
@@ -56,7 +56,7 @@ def test_name_with_a_length_is_in_the_group_of_that_length(opcode: Opcode) -> No
 
 
 def test_service_actions_fit_five_bits() -> None:
-    assert all(0 <= action <= 0x1F for action in ServiceAction)
+    assert all(0 <= action <= 0x1F for actions in SERVICE_ACTIONS for action in actions)
 
 
 def test_designators_code_sets_and_associations_fit_their_fields() -> None:

@@ -43,6 +43,12 @@ def test_rows_are_different_but_for_nothing() -> None:
         (Reason.NOT_ENOUGH_UNSOLICITED_DATA, (0xB, 0x0C, 0x0D)),
         (Reason.PROTOCOL_SERVICE_CRC_ERROR, (0xB, 0x47, 0x05)),
         (Reason.MISCOMPARE_DURING_VERIFY, (0xE, 0x1D, 0x00)),
+        (Reason.OPERATION_IN_PROGRESS, (0x5, 0x00, 0x16)),
+        (Reason.TOKEN_UNKNOWN, (0x5, 0x23, 0x04)),
+        (Reason.TOO_MANY_SEGMENT_DESCRIPTORS, (0x5, 0x26, 0x08)),
+        (Reason.UNREACHABLE_COPY_TARGET, (0xA, 0x08, 0x04)),
+        (Reason.THIRD_PARTY_DEVICE_FAILURE, (0xA, 0x0D, 0x01)),
+        (Reason.UNEXPECTED_INEXACT_SEGMENT, (0xA, 0x26, 0x0A)),
     ],
 )
 def test_reason_is_the_code_of_spc(reason: Reason, triple: tuple[int, int, int]) -> None:
@@ -72,6 +78,18 @@ def test_fixed_sense_points_at_the_bit_of_the_cdb() -> None:
 def test_fixed_sense_points_at_a_byte_of_the_cdb() -> None:
     sense = build_sense(ScsiError(Reason.INVALID_FIELD_IN_CDB, field=2))
     assert sense[15:18] == bytes.fromhex("c0 0002")  # BPV 0
+
+
+def test_fixed_sense_of_a_copy_that_was_aborted_at_a_segment() -> None:
+    sense = build_sense(ScsiError(Reason.INVALID_COPY_PARAMETER, field=12, bit=1, segment=3))
+    assert sense[2] == 0xA
+    assert sense[8:12] == bytes.fromhex("0000 0003")  # COMMAND-SPECIFIC INFORMATION: the segment (SPC-4 5.17.7.4)
+    assert sense[15:18] == bytes.fromhex("a9 000c")  # SKSV, SD, BPV; FIELD POINTER in the descriptor (4.5.2.4.5)
+
+
+def test_descriptor_sense_of_a_copy_that_was_aborted_at_a_segment() -> None:
+    sense = build_sense(ScsiError(Reason.THIRD_PARTY_DEVICE_FAILURE, segment=2), descriptor=True)
+    assert sense == bytes.fromhex("72 0a 0d 01 000000 0c01 0a 0000 0000000000000002")
 
 
 def test_fixed_sense_points_into_the_parameter_list() -> None:
