@@ -1,4 +1,4 @@
-"""Commands that are one step to all others: COMPARE AND WRITE.
+"""Commands that are one step to all others of their kind: COMPARE AND WRITE, ORWRITE.
 
 Their jobs hold their range against every command of this kind on the unit, whichever worker runs it
 (``plan.Job.exclusive``). A plain READ or WRITE holds nothing: whoever uses these commands to agree with others uses
@@ -11,8 +11,8 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING
 
-from iscsid.scsi.plan import Job, Plan
-from iscsid.scsi.rw import FUA, check_data_out, check_end, miscompare
+from iscsid.scsi.plan import DONE, Job, Plan
+from iscsid.scsi.rw import FUA, cdb_16, check_data_out, check_end, check_range, miscompare, pieces
 
 if TYPE_CHECKING:
     from iscsid.scsi.lu import LogicalUnit, Nexus
@@ -43,4 +43,28 @@ def _run_compare_and_write(lu: LogicalUnit, offset: int, length: int, fua: bool,
     if found != data[:length]:
         raise miscompare(0, found, data[:length])
     lu.device.write(data[length:], offset, fua)
+    return b""
+
+
+def orwrite_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    """SBC-3 5.6: the blocks become what they were, or-ed with the data-out."""
+    flags, lba, blocks = cdb_16(cdb)
+    check_range(lu, lba, blocks)
+    if not blocks:
+        return DONE
+    offset, length = lba << lu.shift, blocks << lu.shift
+    fua = bool(flags & FUA) and lu.volatile
+    run = partial(_run_orwrite, lu, offset, length, fua)
+    return Job(run, length, 2 * length, writes=True, exclusive=(offset, length))
+
+
+def _run_orwrite(lu: LogicalUnit, offset: int, length: int, fua: bool, data: memoryview) -> bytes:
+    check_data_out(data, length)
+    for start, size in pieces(length):
+        found = bytearray(size)
+        lu.device.read_into(memoryview(found), offset + start)
+        both = int.from_bytes(found, "little") | int.from_bytes(data[start : start + size], "little")
+        lu.device.write(memoryview(both.to_bytes(size, "little")), offset + start)
+    if fua:
+        lu.device.flush()
     return b""

@@ -168,6 +168,8 @@ COMMANDS: tuple[Command, ...] = (
          (), _OUT, atomic.compare_and_write, True, _DISK, _WRITING, _REPORTED, _SHORT),
     _row(_Op.WRITE_16, None, "8a 18 ffffffffffffffff ffffffff 00 00",
          (), _OUT, rw.write_16, True, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.ORWRITE_16, None, "8b 18 ffffffffffffffff ffffffff 00 00",
+         (), _OUT, atomic.orwrite_16, True, _DISK, _WRITING, _REPORTED, _SHORT),
     _row(_Op.VERIFY_16, None, "8f 16 ffffffffffffffff ffffffff 00 00",
          (), _MAYBE, rw.verify_16, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.SYNCHRONIZE_CACHE_16, None, "91 02 ffffffffffffffff ffffffff 00 00",

@@ -59,6 +59,7 @@ class Opcode(enum.IntEnum):
     READ_16 = 0x88
     COMPARE_AND_WRITE = 0x89
     WRITE_16 = 0x8A
+    ORWRITE_16 = 0x8B
     VERIFY_16 = 0x8F
     SYNCHRONIZE_CACHE_16 = 0x91
     WRITE_SAME_16 = 0x93

@@ -23,6 +23,7 @@ FAMILIES = (
     "Inquiry",
     "Mandatory",
     "ModeSense6",
+    "OrWrite",
     "Read6",
     "Read10",
     "Read12",

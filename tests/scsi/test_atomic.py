@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from iscsid.errors import ScsiError
-from iscsid.scsi.plan import Job
+from iscsid.scsi.plan import DONE, Job
 from iscsid.scsi.sense import Reason, build_sense
 
 BLOCKS = 2048  # of the unit that the fixture makes
@@ -111,3 +111,73 @@ def test_compare_and_write_has_one_byte_for_its_blocks(unit, field: int) -> None
 
 def test_compare_and_write_of_a_write_protected_unit_is_refused(make_unit: Callable) -> None:
     assert make_unit(readonly=True).refusal(compare_and_write(0, 1)).reason is Reason.WRITE_PROTECTED
+
+
+# -- ORWRITE ----------------------------------------------------------------------------------------------------------
+
+
+def orwrite(lba: int, blocks: int, flags: int = 0) -> str:
+    return struct.pack(">BBQIxx", 0x8B, flags, lba, blocks).hex()  # SBC-3 table 44
+
+
+@pytest.mark.parametrize(("lba", "blocks"), [(0, 1), (3, 2), (LAST, 1), (0, BLOCKS)])
+def test_orwrite_sets_bits_and_clears_none(unit, lba: int, blocks: int) -> None:
+    unit.memory.medium[:] = OLD * BLOCKS
+    before = bytes(unit.memory.medium)
+    assert unit.run(orwrite(lba, blocks), b"\x0f\x80" * 256 * blocks) == b""
+    after = bytes(old | new for old, new in zip(OLD, b"\x0f\x80" * 256, strict=True))
+    assert unit.memory.medium == before[: lba * 512] + after * blocks + before[(lba + blocks) * 512 :]
+
+
+def test_orwrite_works_through_a_long_range_in_pieces_that_are_one_step(make_unit: Callable) -> None:
+    unit = make_unit(4097)
+    plan = job(unit, orwrite(0, 4097))
+    assert plan.exclusive == (0, 4097 * 512)
+    plan.run(memoryview(b"\x11" * 4097 * 512))
+    sizes = [(0, 1 << 20), (1 << 20, 1 << 20), (2 << 20, 512)]
+    assert unit.memory.calls == [(name, *size) for size in sizes for name in ("read", "write")]
+    assert unit.memory.medium == b"\x11" * 4097 * 512
+
+
+@pytest.mark.parametrize(("flags", "flushed"), [(0, False), (DPO, False), (FUA, True), (FUA | DPO, True)])
+def test_orwrite_with_fua_puts_it_on_the_medium(unit, flags: int, flushed: bool) -> None:
+    unit.run(orwrite(0, 1, flags), NEW)
+    assert (("flush",) in unit.memory.calls) is flushed
+
+
+def test_orwrite_is_planned_as_a_read_and_a_write(unit) -> None:
+    plan = job(unit, orwrite(4, 3))
+    assert (plan.parameter_length, plan.cost, plan.writes, plan.exclusive) == (1536, 3072, True, (2048, 1536))
+
+
+@pytest.mark.parametrize("length", [0, 512, 1023])
+def test_orwrite_with_less_data_is_refused_and_does_nothing(unit, length: int) -> None:
+    with pytest.raises(ScsiError) as caught:
+        job(unit, orwrite(0, 2)).run(memoryview(bytes(length)))
+    assert caught.value.reason is Reason.INVALID_FIELD_IN_CDB
+    assert unit.memory.calls == []
+
+
+@pytest.mark.parametrize("lba", [0, LAST, BLOCKS])
+def test_orwrite_of_0_blocks_is_good_and_does_nothing(unit, lba: int) -> None:
+    assert unit.plan(orwrite(lba, 0)) is DONE
+
+
+@pytest.mark.parametrize(("lba", "blocks"), [(BLOCKS, 1), (LAST, 2), (BLOCKS + 1, 0), ((1 << 64) - 1, 0xFFFFFFFF)])
+def test_orwrite_beyond_the_end_is_refused(unit, lba: int, blocks: int) -> None:
+    assert unit.refusal(orwrite(lba, blocks)).reason is Reason.LBA_OUT_OF_RANGE
+
+
+def test_orwrite_of_more_than_the_maximum_transfer_length_is_refused(unit) -> None:
+    unit.lu.max_blocks = 8
+    assert unit.refusal(orwrite(0, 9)).reason is Reason.INVALID_FIELD_IN_CDB
+
+
+@pytest.mark.parametrize("flags", [0x01, 0x02, 0x04, 0x20, 0x40, 0x80])
+def test_orwrite_with_protection_or_reserved_bits_is_refused(unit, flags: int) -> None:
+    error = unit.refusal(orwrite(0, 1, flags))
+    assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, 1)
+
+
+def test_orwrite_of_a_write_protected_unit_is_refused(make_unit: Callable) -> None:
+    assert make_unit(readonly=True).refusal(orwrite(0, 1)).reason is Reason.WRITE_PROTECTED
