@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 
 from iscsid.errors import ScsiError
+from iscsid.scsi import reservation
 from iscsid.scsi.const import Status
-from iscsid.scsi.lu import LogicalUnit
+from iscsid.scsi.lu import LogicalUnit, SharedState
 from iscsid.scsi.sense import Reason
-from iscsid.scsi.state import Attention, NexusId, UnitState
+from iscsid.scsi.state import Attention, NexusId
 from iscsid.shared.messages import AskReset, AskUnit, Message, UnitAnswer, UnitApplied, UpdateUnit
 from iscsid.target.engine import Engine
 
@@ -71,7 +72,8 @@ class Conduit:
     def update(self, update: UpdateUnit) -> None:
         """Apply a change, and acknowledge it when everything that it aborts has stopped."""
         units = self._units.get(update.unit, ())
-        state = UnitState.from_plain(json.loads(update.state))
+        plain = json.loads(update.state)
+        state = SharedState(reservation.from_plain(plain["reservations"]))
         for unit in units:
             unit.state = state
         attentions = [Attention(NexusId(*nexus), Reason[name]) for nexus, name in json.loads(update.attentions)]

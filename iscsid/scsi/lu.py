@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 from iscsid.block.device import Support
 from iscsid.errors import ScsiError
 from iscsid.scsi.commands import COMMANDS, Attention, Command, Feature, Handler
+from iscsid.scsi.conflict import forbids
+from iscsid.scsi.const import Status
 from iscsid.scsi.mode import ModeState
 from iscsid.scsi.plan import Job, Plan, Write
 from iscsid.scsi.ports import ONE_GROUP, PortGroup
+from iscsid.scsi.reservation import EMPTY, Reservations, restriction
 from iscsid.scsi.sense import Reason
-from iscsid.scsi.state import NexusId, UnitState
+from iscsid.scsi.state import NexusId
 
 if TYPE_CHECKING:
     from iscsid.block.guard import Guarded
@@ -50,6 +53,14 @@ class Nexus(Protocol):
         """The logical unit numbers that this initiator may see, sorted."""
 
     @property
+    def id(self) -> NexusId:
+        """The I_T nexus, as the workers and the supervisor speak of it."""
+
+    @property
+    def restricted(self) -> bool:
+        """Whether a reservation of another nexus stands in the way of some commands (``LogicalUnit.restricts``)."""
+
+    @property
     def attentions(self) -> MutableSequence[Reason] | None:
         """Unit attentions that wait for this nexus and this logical unit, oldest first; None or empty when none do."""
 
@@ -66,6 +77,13 @@ class Identity:
     vendor: str = "ISCSID"
     product: str = "VIRTUAL-DISK"
     revision: str = "0001"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedState:
+    """This worker's copy of what all workers share about the unit; replaced between two commands."""
+
+    reservations: Reservations = EMPTY
 
 
 _Entry = tuple[int, Handler]
@@ -106,7 +124,7 @@ class LogicalUnit:
 
     def __init__(self, device: Guarded, identity: Identity, port_groups: Sequence[PortGroup] = ONE_GROUP) -> None:
         self.device = device
-        self.state = UnitState()
+        self.state = SharedState()
         self.identity = identity
         self.port_groups = tuple(port_groups)
         self.block_size = device.block_size
@@ -148,7 +166,7 @@ class LogicalUnit:
 
     def restricts(self, nexus: NexusId) -> bool:
         """Whether a reservation of another nexus stands in the way of some commands of ``nexus``."""
-        return self.state.restricts(nexus)
+        return restriction(self.state.reservations, nexus) is not None
 
     def plan(self, cdb: bytes, nexus: Nexus) -> Plan:
         """Return what the command wants done; ``cdb`` has at least 16 bytes, the unused ones of any value.
@@ -157,10 +175,22 @@ class LogicalUnit:
         """
         if nexus.attentions and cdb[0] not in self._ignores_attention:
             raise ScsiError(nexus.attentions.pop(0))
+        if nexus.restricted:
+            _check_reservations(self, cdb, nexus)
         forbidden, handler = self._dispatch[cdb[0]]
         if int.from_bytes(cdb, "little") & forbidden:
             raise _reserved_bit(cdb, forbidden)
         return handler(self, cdb, nexus)
+
+
+def _check_reservations(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> None:
+    """Raise RESERVATION CONFLICT for a command that a reservation of another nexus forbids; unknown ones pass, for they
+    are refused next."""
+    for command in lu.commands:
+        if command.opcode == cdb[0] and command.service_action in (None, cdb[1] & 0x1F):
+            if forbids(lu.state.reservations, nexus.id, command, cdb):
+                raise ScsiError(Status.RESERVATION_CONFLICT)
+            return
 
 
 def _resolve(command: Command, features: frozenset[Feature]) -> Command:

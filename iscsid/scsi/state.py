@@ -7,7 +7,6 @@ of this room, and is answered when every worker has applied what came of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,20 +21,6 @@ class NexusId(NamedTuple):
     isid: int
     target: str
     portal_group_tag: int
-
-
-@dataclass(frozen=True, slots=True)
-class UnitState:
-    """The state of one unit. Every part of it comes with the commands that change it."""
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> UnitState:
-        """The inverse of what the authority sends; ValueError for what it cannot have sent."""
-        return cls()
-
-    def restricts(self, nexus: NexusId) -> bool:
-        """Whether a reservation of another nexus stands in the way of some commands of ``nexus``."""
-        return False
 
 
 @dataclass(frozen=True, slots=True)

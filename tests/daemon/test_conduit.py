@@ -10,6 +10,7 @@ import pytest
 
 from iscsid.daemon.conduit import Conduit
 from iscsid.errors import ScsiError
+from iscsid.scsi import reservation
 from iscsid.scsi.const import Status
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId
@@ -45,7 +46,14 @@ class Rig:
 
 
 def update(unit: str = "S1", attentions: Any = (), aborts: Any = ()) -> UpdateUnit:
-    return UpdateUnit(unit, 7, "{}", json.dumps(attentions), json.dumps(aborts), "a test")
+    return UpdateUnit(
+        unit,
+        7,
+        json.dumps({"reservations": reservation.to_plain(reservation.EMPTY)}),
+        json.dumps(attentions),
+        json.dumps(aborts),
+        "a test",
+    )
 
 
 def answer(ask: int, status: int = 0, reason: str = "", field: int = -1, bit: int = -1) -> UnitAnswer:

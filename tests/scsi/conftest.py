@@ -14,6 +14,7 @@ from iscsid.errors import ScsiError
 from iscsid.scsi.absent import AbsentUnit
 from iscsid.scsi.lu import Identity, LogicalUnit
 from iscsid.scsi.plan import Job, Plan, Read, Reply, Write
+from iscsid.scsi.state import NexusId
 
 TARGET = "iqn.2026-11.org.iscsid:disk0"
 IDENTITY = Identity(serial="SER0001", name=f"{TARGET},L,0x0000000000000000")
@@ -68,6 +69,8 @@ class FakeNexus:
         self.portal_group_tag = 1
         self.luns: list[int] = [0]
         self.attentions: list[Any] | None = None
+        self.id = NexusId(self.initiator_name, 1, TARGET, 1)
+        self.restricted = False
 
 
 class Unit:

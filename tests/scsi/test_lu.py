@@ -7,10 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from iscsid.scsi.commands import Feature
-from iscsid.scsi.lu import MAX_TRANSFER, MAX_UNMAP_BLOCKS, MAX_WRITE_SAME, Identity, LogicalUnit
+from iscsid.scsi.const import Status
+from iscsid.scsi.lu import MAX_TRANSFER, MAX_UNMAP_BLOCKS, MAX_WRITE_SAME, Identity, LogicalUnit, SharedState
 from iscsid.scsi.mode import ModeState
 from iscsid.scsi.plan import DONE, Read, Reply, Write
+from iscsid.scsi.reservation import EMPTY, reserve
 from iscsid.scsi.sense import Reason
+from iscsid.scsi.state import NexusId
 
 # -- what the unit makes of its device --------------------------------------------------------------------------------
 
@@ -234,3 +237,38 @@ def test_read_and_write_are_planned_without_touching_the_device(unit) -> None:
 
 def test_limits_are_sane_for_the_page_that_tells_them() -> None:
     assert MAX_UNMAP_BLOCKS <= 1024 * 1024  # what libiscsi's Inquiry.BlockLimits calls sane
+
+
+# -- reservations ----------------------------------------------------------------------------------------------------
+
+HOLDER = NexusId("iqn.2026-11.org.example:other", 2, "iqn.2026-11.org.iscsid:disk0", 1)
+
+
+def _reserved(unit, holder: NexusId):
+    """Let ``holder`` have an SPC-2 reservation, as the worker learns of it."""
+    unit.lu.state = SharedState(reserve(EMPTY, holder).state)
+    unit.nexus.restricted = unit.lu.restricts(unit.nexus.id)
+    return unit
+
+
+def test_reservation_of_another_nexus_stops_what_it_forbids(unit) -> None:
+    _reserved(unit, HOLDER)
+    assert unit.refusal("28 00 00000000 00 0001 00").reason is Status.RESERVATION_CONFLICT
+    assert unit.run("12 00 00 0024 00")
+
+
+def test_reservation_of_another_nexus_leaves_unknown_commands_unknown(unit) -> None:
+    _reserved(unit, HOLDER)
+    assert unit.refusal("ff 00").reason is Reason.INVALID_COMMAND_OPERATION_CODE
+
+
+def test_own_reservation_stops_nothing(unit) -> None:
+    _reserved(unit, unit.nexus.id)
+    assert not unit.nexus.restricted
+    assert isinstance(unit.plan("28 00 00000000 00 0001 00"), Read)
+
+
+def test_attention_comes_before_the_conflict(unit) -> None:
+    _reserved(unit, HOLDER)
+    unit.nexus.attentions = [Reason.MODE_PARAMETERS_CHANGED]
+    assert unit.refusal("28 00 00000000 00 0001 00").reason is Reason.MODE_PARAMETERS_CHANGED
