@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iscsid.scsi import atomic, inquiry, mode, ports, report, rw
+from iscsid.scsi import atomic, inquiry, medium, mode, ports, report, rw
 from iscsid.scsi.const import Opcode, ServiceAction
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ COMMANDS: tuple[Command, ...] = (
          (), _IN, rw.read_10, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.WRITE_10, None, "2a 18 ffffffff 00 ffff 00",
          (), _OUT, rw.write_10, True, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.WRITE_AND_VERIFY_10, None, "2e 12 ffffffff 00 ffff 00",
+         (), _OUT, medium.write_and_verify_10, True, _DISK, _WRITING, _REPORTED, _LONG),
     _row(_Op.VERIFY_10, None, "2f 16 ffffffff 00 ffff 00",
          (), _MAYBE, rw.verify_10, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.SYNCHRONIZE_CACHE_10, None, "35 02 ffffffff 00 ffff 00",
@@ -170,6 +172,8 @@ COMMANDS: tuple[Command, ...] = (
          (), _OUT, rw.write_16, True, _DISK, _WRITING, _REPORTED, _SHORT),
     _row(_Op.ORWRITE_16, None, "8b 18 ffffffffffffffff ffffffff 00 00",
          (), _OUT, atomic.orwrite_16, True, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.WRITE_AND_VERIFY_16, None, "8e 12 ffffffffffffffff ffffffff 00 00",
+         (), _OUT, medium.write_and_verify_16, True, _DISK, _WRITING, _REPORTED, _LONG),
     _row(_Op.VERIFY_16, None, "8f 16 ffffffffffffffff ffffffff 00 00",
          (), _MAYBE, rw.verify_16, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.SYNCHRONIZE_CACHE_16, None, "91 02 ffffffffffffffff ffffffff 00 00",
@@ -192,6 +196,8 @@ COMMANDS: tuple[Command, ...] = (
          (), _IN, rw.read_12, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.WRITE_12, None, "aa 18 ffffffff ffffffff 00 00",
          (), _OUT, rw.write_12, True, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.WRITE_AND_VERIFY_12, None, "ae 12 ffffffff ffffffff 00 00",
+         (), _OUT, medium.write_and_verify_12, True, _DISK, _WRITING, _REPORTED, _LONG),
     _row(_Op.VERIFY_12, None, "af 16 ffffffff ffffffff 00 00",
          (), _MAYBE, rw.verify_12, False, _DISK, _READING, _REPORTED, _SHORT),
 )

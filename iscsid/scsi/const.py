@@ -51,6 +51,7 @@ class Opcode(enum.IntEnum):
     READ_CAPACITY_10 = 0x25
     READ_10 = 0x28
     WRITE_10 = 0x2A
+    WRITE_AND_VERIFY_10 = 0x2E
     VERIFY_10 = 0x2F
     SYNCHRONIZE_CACHE_10 = 0x35
     WRITE_SAME_10 = 0x41
@@ -60,6 +61,7 @@ class Opcode(enum.IntEnum):
     COMPARE_AND_WRITE = 0x89
     WRITE_16 = 0x8A
     ORWRITE_16 = 0x8B
+    WRITE_AND_VERIFY_16 = 0x8E
     VERIFY_16 = 0x8F
     SYNCHRONIZE_CACHE_16 = 0x91
     WRITE_SAME_16 = 0x93
@@ -68,6 +70,7 @@ class Opcode(enum.IntEnum):
     MAINTENANCE_IN = 0xA3
     READ_12 = 0xA8
     WRITE_12 = 0xAA
+    WRITE_AND_VERIFY_12 = 0xAE
     VERIFY_12 = 0xAF
 
 

@@ -42,6 +42,9 @@ FAMILIES = (
     "Write16",
     "WriteSame10",
     "WriteSame16",
+    "WriteVerify10",
+    "WriteVerify12",
+    "WriteVerify16",
     "iSCSIResiduals",
     "iSCSIcmdsn",
     "iSCSIdatasn",
@@ -52,7 +55,6 @@ ALLOWED_SKIPS: dict[str, tuple[str, ...]] = {
     "StartStopUnit": ("Media is not removable.",),  # ejecting is not for us
     "WriteSame10": (f"WRITESAME10 {NO_ZERO_BLOCKS}",),
     "WriteSame16": (f"WRITESAME16 {NO_ZERO_BLOCKS}",),
-    "iSCSIResiduals": tuple(f"WRITEVERIFY{size} is not implemented." for size in (10, 12, 16)),
 }
 
 

@@ -1,0 +1,129 @@
+"""Commands that care about where the data is: what reaches the medium, what is read back, and what is answered."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from types import MethodType
+
+import pytest
+
+from iscsid.scsi.plan import DONE, Job
+from iscsid.scsi.sense import Reason
+
+BLOCKS = 2048  # of the unit that the fixture makes
+LAST = BLOCKS - 1
+DATA = bytes(range(256)) * 2
+DPO, BYTCHK = 0x10, 0x02
+BEYOND = [(BLOCKS, 1), (LAST, 2), (BLOCKS + 1, 0), (0xFFFFFFFF, 1), (0xFFFFFFFF, 0)]
+
+WRITE_AND_VERIFY = {10: 0x2E, 12: 0xAE, 16: 0x8E}
+sizes = pytest.mark.parametrize("size", [10, 12, 16])
+two_sizes = pytest.mark.parametrize("size", [10, 16])
+
+
+def cdb(opcodes: dict[int, int], size: int, lba: int, blocks: int, flags: int = 0, group: int = 0) -> str:
+    layout = {10: ">BBIBHB", 12: ">BBIIBB", 16: ">BBQIBB"}[size]
+    middle = (lba, group, blocks, 0) if size == 10 else (lba, blocks, group, 0)
+    return struct.pack(layout, opcodes[size], flags, *middle).hex()
+
+
+def job(unit, text: str) -> Job:
+    plan = unit.plan(text)
+    assert isinstance(plan, Job)
+    return plan
+
+
+# -- WRITE AND VERIFY -------------------------------------------------------------------------------------------------
+
+
+@sizes
+@pytest.mark.parametrize("flags", [0, DPO, BYTCHK, BYTCHK | DPO])
+def test_write_and_verify_reads_from_the_medium_what_it_has_written(unit, size: int, flags: int) -> None:
+    assert unit.run(cdb(WRITE_AND_VERIFY, size, 4, 2, flags), DATA * 2) == b""
+    assert unit.memory.calls == [("write", 2048, 1024), ("flush",), ("read", 2048, 1024)]
+    assert unit.memory.medium[: 8 * 512] == bytes(2048) + DATA * 2 + bytes(1024)
+
+
+def test_write_and_verify_flushes_nothing_where_nothing_is_volatile(make_unit: Callable) -> None:
+    unit = make_unit(lacks=["flush"])
+    unit.run(cdb(WRITE_AND_VERIFY, 10, 0, 1), DATA)
+    assert unit.memory.calls == [("write", 0, 512), ("read", 0, 512)]
+
+
+def test_write_and_verify_reads_a_long_range_in_pieces(make_unit: Callable) -> None:
+    unit = make_unit(4097, lacks=["flush"])
+    unit.run(cdb(WRITE_AND_VERIFY, 16, 0, 4097, BYTCHK), DATA * 4097)
+    assert [call for call in unit.memory.calls if call[0] == "read"] == [
+        ("read", 0, 1 << 20),
+        ("read", 1 << 20, 1 << 20),
+        ("read", 2 << 20, 512),
+    ]
+
+
+def lose_a_bit(unit, at: int) -> None:
+    """Let the medium change what is written."""
+    write = type(unit.memory).write
+
+    def bad(self, data: memoryview, offset: int) -> None:
+        write(self, data, offset)
+        self.medium[at] ^= 1
+
+    unit.memory.write = MethodType(bad, unit.memory)
+    unit.lu.device._write = unit.memory.write
+
+
+@sizes
+@pytest.mark.parametrize("at", [0, 700, 1023])
+def test_write_and_verify_with_bytchk_finds_what_the_medium_has_lost(unit, size: int, at: int) -> None:
+    lose_a_bit(unit, 2048 + at)
+    error = unit.refusal(cdb(WRITE_AND_VERIFY, size, 4, 2, BYTCHK), DATA * 2)
+    assert (error.reason, error.information) == (Reason.MISCOMPARE_DURING_VERIFY, at)
+
+
+@sizes
+def test_write_and_verify_without_bytchk_compares_nothing(unit, size: int) -> None:
+    lose_a_bit(unit, 2048)
+    assert unit.run(cdb(WRITE_AND_VERIFY, size, 4, 2), DATA * 2) == b""
+
+
+@pytest.mark.parametrize(("length", "written"), [(0, 0), (511, 0), (512, 512), (1023, 512)])
+def test_write_and_verify_with_less_data_takes_the_whole_blocks_of_it(unit, length: int, written: int) -> None:
+    job(unit, cdb(WRITE_AND_VERIFY, 10, 0, 2, BYTCHK)).run(memoryview((DATA * 2)[:length]))
+    assert unit.memory.medium[:1024] == (DATA * 2)[:written] + bytes(1024 - written)
+
+
+@sizes
+def test_write_and_verify_is_planned_as_a_write_and_a_read(unit, size: int) -> None:
+    plan = job(unit, cdb(WRITE_AND_VERIFY, size, 4, 2))
+    assert (plan.parameter_length, plan.cost, plan.writes, plan.exact) == (1024, 2048, True, False)
+
+
+@sizes
+@pytest.mark.parametrize("lba", [0, LAST, BLOCKS])
+def test_write_and_verify_of_0_blocks_is_good_and_does_nothing(unit, size: int, lba: int) -> None:
+    assert unit.plan(cdb(WRITE_AND_VERIFY, size, lba, 0)) is DONE
+
+
+@sizes
+@pytest.mark.parametrize(("lba", "blocks"), BEYOND)
+def test_write_and_verify_beyond_the_end_is_refused(unit, size: int, lba: int, blocks: int) -> None:
+    assert unit.refusal(cdb(WRITE_AND_VERIFY, size, lba, blocks)).reason is Reason.LBA_OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("size", [12, 16])
+def test_write_and_verify_of_more_than_the_maximum_transfer_length_is_refused(unit, size: int) -> None:
+    unit.lu.max_blocks = 8
+    assert unit.refusal(cdb(WRITE_AND_VERIFY, size, 0, 9)).reason is Reason.INVALID_FIELD_IN_CDB
+
+
+@sizes
+@pytest.mark.parametrize("flags", [0x01, 0x04, 0x06, 0x08, 0x20, 0x40, 0x80])
+def test_write_and_verify_with_protection_or_reserved_bits_is_refused(unit, size: int, flags: int) -> None:
+    error = unit.refusal(cdb(WRITE_AND_VERIFY, size, 0, 1, flags))
+    assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, 1)
+
+
+@sizes
+def test_write_and_verify_of_a_write_protected_unit_is_refused(make_unit: Callable, size: int) -> None:
+    assert make_unit(readonly=True).refusal(cdb(WRITE_AND_VERIFY, size, 0, 1)).reason is Reason.WRITE_PROTECTED
