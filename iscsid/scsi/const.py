@@ -53,6 +53,7 @@ class Opcode(enum.IntEnum):
     WRITE_10 = 0x2A
     WRITE_AND_VERIFY_10 = 0x2E
     VERIFY_10 = 0x2F
+    PRE_FETCH_10 = 0x34
     SYNCHRONIZE_CACHE_10 = 0x35
     WRITE_SAME_10 = 0x41
     UNMAP = 0x42
@@ -63,6 +64,7 @@ class Opcode(enum.IntEnum):
     ORWRITE_16 = 0x8B
     WRITE_AND_VERIFY_16 = 0x8E
     VERIFY_16 = 0x8F
+    PRE_FETCH_16 = 0x90
     SYNCHRONIZE_CACHE_16 = 0x91
     WRITE_SAME_16 = 0x93
     SERVICE_ACTION_IN_16 = 0x9E

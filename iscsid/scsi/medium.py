@@ -1,17 +1,21 @@
-"""Commands that care about where the data is: WRITE AND VERIFY."""
+"""Commands that care about where the data is: WRITE AND VERIFY, PRE-FETCH."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING
 
-from iscsid.scsi.plan import DONE, Job, Plan
-from iscsid.scsi.rw import cdb_10, cdb_12, cdb_16, check_range, miscompare, pieces
+from iscsid.block.device import Support
+from iscsid.scsi.const import Status
+from iscsid.scsi.plan import DONE, Job, Plan, Reply
+from iscsid.scsi.rw import CHUNK, cdb_10, cdb_12, cdb_16, check_end, check_range, miscompare, pieces
 
 if TYPE_CHECKING:
     from iscsid.scsi.lu import LogicalUnit, Nexus
 
 BYTCHK = 0x02  # byte 1 of WRITE AND VERIFY: compare; 10b and 11b of the field are reserved (SBC-3 5.38)
+IMMED = 0x02  # byte 1 of PRE-FETCH (SBC-3 5.7)
+MAX_PREFETCH = 32 << 20  # bytes that one PRE-FETCH brings into the cache: others need it, too
 
 
 # -- WRITE AND VERIFY (SBC-3 5.38 - 5.40) ----------------------------------------------------------------------------
@@ -49,4 +53,40 @@ def _run_write_and_verify(lu: LogicalUnit, compare: bool, offset: int, data: mem
         lu.device.read_into(memoryview(found), offset + start)
         if compare and found != whole[start : start + size]:
             raise miscompare(start, found, whole[start : start + size])
+    return b""
+
+
+# -- PRE-FETCH (SBC-3 5.7, 5.8) --------------------------------------------------------------------------------------
+
+_IN_CACHE = Reply(b"", int(Status.CONDITION_MET))
+
+
+def pre_fetch_10(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    return _pre_fetch(lu, *cdb_10(cdb))
+
+
+def pre_fetch_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    return _pre_fetch(lu, *cdb_16(cdb))
+
+
+def _pre_fetch(lu: LogicalUnit, flags: int, lba: int, blocks: int) -> Plan:
+    """CONDITION MET says that all of it fits into the cache, GOOD that it does not; 0 blocks are all up to the end."""
+    check_end(lu, lba, blocks)
+    offset, length = lba << lu.shift, (blocks or lu.blocks - lba) << lu.shift
+    if lu.device.inline or not length:
+        return _IN_CACHE  # it is in memory anyway
+    if lu.device.can.prefetch is Support.NONE:
+        return DONE  # there is no cache
+    fits = length <= MAX_PREFETCH
+    run = partial(_run_pre_fetch, lu, bool(flags & IMMED), offset, min(length, MAX_PREFETCH))
+    return Job(run, status=int(Status.CONDITION_MET if fits else Status.GOOD))
+
+
+def _run_pre_fetch(lu: LogicalUnit, immediate: bool, offset: int, length: int, _data: memoryview) -> bytes:
+    """Have the device begin; without IMMED wait until it is all there, which reading it does."""
+    lu.device.prefetch(offset, length)
+    if not immediate:
+        scratch = memoryview(bytearray(min(CHUNK, length)))
+        for start, size in pieces(length):
+            lu.device.read_into(scratch[:size], offset + start)
     return b""

@@ -24,6 +24,8 @@ FAMILIES = (
     "Mandatory",
     "ModeSense6",
     "OrWrite",
+    "Prefetch10",
+    "Prefetch16",
     "Read6",
     "Read10",
     "Read12",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Callable
 from types import MethodType
 
 import pytest
 
-from iscsid.scsi.plan import DONE, Job
+from iscsid.block.device import Mode, Support, Threading
+from iscsid.scsi.medium import MAX_PREFETCH
+from iscsid.scsi.plan import DONE, Job, Reply
 from iscsid.scsi.sense import Reason
 
 BLOCKS = 2048  # of the unit that the fixture makes
@@ -127,3 +130,84 @@ def test_write_and_verify_with_protection_or_reserved_bits_is_refused(unit, size
 @sizes
 def test_write_and_verify_of_a_write_protected_unit_is_refused(make_unit: Callable, size: int) -> None:
     assert make_unit(readonly=True).refusal(cdb(WRITE_AND_VERIFY, size, 0, 1)).reason is Reason.WRITE_PROTECTED
+
+
+# -- PRE-FETCH --------------------------------------------------------------------------------------------------------
+
+PRE_FETCH = {10: 0x34, 16: 0x90}
+GOOD, CONDITION_MET = 0x00, 0x04
+IMMED = 0x02
+FITS = MAX_PREFETCH // 512
+
+
+@pytest.fixture
+def cached(make_unit: Callable):
+    """A unit over a device that waits, and has a cache."""
+    unit = make_unit(FITS + 64, mode=Mode.BLOCKING, threading=Threading.PARALLEL)
+    device = unit.lu.device
+    device.can = dataclasses.replace(device.can, prefetch=Support.NATIVE)
+    unit.memory.prefetch = lambda offset, length: unit.memory.calls.append(("prefetch", offset, length))
+    return unit
+
+
+@two_sizes
+def test_pre_fetch_with_immed_has_the_device_begin(cached, size: int) -> None:
+    plan = job(cached, cdb(PRE_FETCH, size, 4, 8, IMMED))
+    assert (plan.status, plan.parameter_length, plan.writes) == (CONDITION_MET, 0, False)
+    assert plan.run(memoryview(b"")) == b""
+    assert cached.memory.calls == [("prefetch", 2048, 4096)]
+
+
+@two_sizes
+def test_pre_fetch_without_immed_waits_until_all_is_there(cached, size: int) -> None:
+    assert cached.run(cdb(PRE_FETCH, size, 4, 2056)) == b""
+    assert cached.memory.calls == [
+        ("prefetch", 2048, 2056 * 512),
+        ("read", 2048, 1 << 20),
+        ("read", 2048 + (1 << 20), 4096),
+    ]
+
+
+@pytest.mark.parametrize(("blocks", "status"), [(FITS, CONDITION_MET), (FITS + 1, GOOD), (FITS + 64, GOOD)])
+def test_pre_fetch_of_more_than_fits_ends_in_good_and_brings_what_fits(cached, blocks: int, status: int) -> None:
+    plan = job(cached, cdb(PRE_FETCH, 16, 0, blocks, IMMED))
+    assert plan.status == status
+    plan.run(memoryview(b""))
+    assert cached.memory.calls == [("prefetch", 0, MAX_PREFETCH)]
+
+
+@two_sizes
+def test_pre_fetch_of_0_blocks_goes_up_to_the_end(cached, size: int) -> None:
+    cached.run(cdb(PRE_FETCH, size, 100, 0, IMMED))
+    assert cached.memory.calls == [("prefetch", 51200, (FITS - 36) * 512)]
+
+
+@two_sizes
+def test_pre_fetch_of_what_is_in_memory_does_nothing(make_unit: Callable, size: int) -> None:
+    unit = make_unit(threading=Threading.PARALLEL)
+    plan = unit.plan(cdb(PRE_FETCH, size, 4, 8))
+    assert isinstance(plan, Reply) and (plan.status, plan.data) == (CONDITION_MET, b"")
+    assert unit.memory.calls == []
+
+
+def test_pre_fetch_where_there_is_no_cache_is_good_and_does_nothing(make_unit: Callable) -> None:
+    assert make_unit(mode=Mode.BLOCKING).plan(cdb(PRE_FETCH, 10, 4, 8)) is DONE
+
+
+@two_sizes
+@pytest.mark.parametrize("group", [0x01, 0x1F])
+def test_pre_fetch_may_belong_to_a_group(unit, size: int, group: int) -> None:
+    assert isinstance(unit.plan(cdb(PRE_FETCH, size, 0, 1, IMMED, group)), Reply)
+
+
+@two_sizes
+@pytest.mark.parametrize("flags", [0x01, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80])
+def test_pre_fetch_with_reserved_bits_is_refused(unit, size: int, flags: int) -> None:
+    error = unit.refusal(cdb(PRE_FETCH, size, 0, 1, flags))
+    assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, 1)
+
+
+@two_sizes
+@pytest.mark.parametrize(("lba", "blocks"), BEYOND)
+def test_pre_fetch_beyond_the_end_is_refused(unit, size: int, lba: int, blocks: int) -> None:
+    assert unit.refusal(cdb(PRE_FETCH, size, lba, min(blocks, 0xFFFF))).reason is Reason.LBA_OUT_OF_RANGE
