@@ -61,10 +61,22 @@ class Job:
     failed when it raises OSError. ``then`` is what the command goes on with when ``run``, which has no data-in then,
     has succeeded. ``exclusive``, offset and length, is the range that nobody else may hold meanwhile
     (``Guarded.exclusive``): whoever calls ``run`` holds it around the call. ``status`` is that of a success without
-    data.
+    data. ``locks``: False where ``run`` takes the locks of devices itself. ``cancel`` asks a ``run`` under way to end
+    soon, for nobody waits for its result any more.
     """
 
-    __slots__ = ("cost", "exact", "exclusive", "parameter_length", "run", "status", "then", "writes")
+    __slots__ = (
+        "cancel",
+        "cost",
+        "exact",
+        "exclusive",
+        "locks",
+        "parameter_length",
+        "run",
+        "status",
+        "then",
+        "writes",
+    )
 
     def __init__(
         self,
@@ -77,6 +89,8 @@ class Job:
         then: Read | None = None,
         exclusive: tuple[int, int] | None = None,
         status: int = _GOOD,
+        locks: bool = True,
+        cancel: Callable[[], None] | None = None,
     ) -> None:
         self.run = run
         self.parameter_length = parameter_length
@@ -86,6 +100,8 @@ class Job:
         self.then = then
         self.exclusive = exclusive
         self.status = status
+        self.locks = locks
+        self.cancel = cancel
 
 
 class Ask:

@@ -166,6 +166,8 @@ class Engine:
             task.aborted = True
             if not task.running:
                 task.ended()
+            elif task.cancel is not None:
+                task.cancel()
         self.connection.outbox.clear()
         # Whoever waits for the end of a task that is in the pool still hears of it.
         self._when_idle += [task.ended for task in running]
@@ -195,6 +197,8 @@ class Engine:
         """Stop a task: it is never answered, and it leaves the set when nothing of it runs any more."""
         task.aborted = True
         if task.running:
+            if task.cancel is not None:
+                task.cancel()
             return
         if isinstance(task, WriteTask):
             self._data_out.end(task)
@@ -441,7 +445,9 @@ class Engine:
                 if here and _holds(held, device, plan.exclusive):
                     self._conclude(task, run, good, writes=plan.writes)
                     return
-            self._in_pool(task, device, run, good, writes=plan.writes, exclusive=plan.exclusive)
+            task.cancel = plan.cancel
+            lock = device.lock if plan.locks else _NOTHING_HELD
+            self._in_pool(task, device, run, good, writes=plan.writes, exclusive=plan.exclusive, lock=lock)
 
         self._data_out.collect(command, min(plan.parameter_length, allowed), finish)
 
@@ -528,12 +534,14 @@ class Engine:
         *,
         writes: bool,
         exclusive: tuple[int, int] | None = None,
+        lock: contextlib.AbstractContextManager[Any] | None = None,
     ) -> None:
-        """Run the last step of a task in the pool, and answer it afterwards."""
+        """Run the last step of a task in the pool, and answer it afterwards; ``lock`` None: that of the device."""
+        held = device.lock if lock is None else lock
 
         def locked() -> Data:
             # The range first: whoever waits for it keeps nobody else from the device.
-            with device.exclusive(*exclusive) if exclusive else _NOTHING_HELD, device.lock:
+            with device.exclusive(*exclusive) if exclusive else _NOTHING_HELD, held:
                 return run()
 
         def done(result: Data | None, error: Exception | None) -> None:

@@ -31,14 +31,16 @@ class Task:
         command: its PDU; the data segment is not kept.
         running: a call for it is in the pool.
         aborted: nothing more is to be sent for it.
+        cancel: asks what runs in the pool to end soon; None where it cannot be asked.
     """
 
-    __slots__ = ("_on_end", "aborted", "command", "running")
+    __slots__ = ("_on_end", "aborted", "cancel", "command", "running")
 
     def __init__(self, command: ScsiCommand) -> None:
         self.command = command
         self.running = False
         self.aborted = False
+        self.cancel: Callable[[], None] | None = None
         self._on_end: list[Callable[[], None]] = []
 
     def when_ended(self, then: Callable[[], None]) -> None:
