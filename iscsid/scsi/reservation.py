@@ -10,12 +10,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iscsid.errors import ScsiError
 from iscsid.scsi.const import Status
+from iscsid.scsi.plan import Ask, Plan
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId, Outcome
+
+if TYPE_CHECKING:
+    from iscsid.scsi.lu import LogicalUnit, Nexus
 
 MAX_REGISTRATIONS = 128  # more nexuses than the largest clusters have, few enough to be told in one message
 _MAX_KEY = 2**64 - 1
@@ -115,6 +119,11 @@ def attentions(nexuses: Iterable[NexusId], sender: NexusId, reason: Reason) -> t
 
 
 # -- RESERVE and RELEASE (SPC-2 7.17, 7.18, 7.21, 7.22) ---------------------------------------------------------------
+
+
+def reserve_unit(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    """RESERVE and RELEASE, (6) and (10): they have parameters for extents and third parties only, which are refused."""
+    return Ask()
 
 
 def reserve(r: Reservations, nexus: NexusId, cdb: bytes = b"", data: bytes = b"") -> Outcome:

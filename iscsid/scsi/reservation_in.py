@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from iscsid.errors import ScsiError
 from iscsid.scsi import transport_id
 from iscsid.scsi.const import PersistentReserveIn as Action
+from iscsid.scsi.plan import Plan, Reply
 from iscsid.scsi.reservation import LU_SCOPE, Reservations, Type, conflict
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import NexusId
+
+if TYPE_CHECKING:
+    from iscsid.scsi.lu import LogicalUnit, Nexus
 
 _HEADER = struct.Struct(">II")  # PRGENERATION, ADDITIONAL LENGTH
 _RESERVATION = struct.Struct(">Q5xB2x")  # RESERVATION KEY, SCOPE and TYPE (table 209)
@@ -32,6 +37,11 @@ _TYPE_BITS: dict[Type, int] = {
 }
 _TYPE_MASK = sum(_TYPE_BITS.values())
 _R_HOLDER = 0x01
+
+
+def persistent_reserve_in(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    """SPC-4 6.13, from this worker's copy: it is never older than the last PERSISTENT RESERVE OUT that was answered."""
+    return Reply(pr_in(lu.state.reservations, nexus.id, cdb))
 
 
 def pr_in(r: Reservations, nexus: NexusId, cdb: bytes) -> bytes:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from iscsid.errors import ScsiError
 from iscsid.scsi import transport_id
 from iscsid.scsi.const import PersistentReserveOut as Action
+from iscsid.scsi.plan import Ask, Plan
 from iscsid.scsi.reservation import (
     ALL_REGISTRANTS,
     LU_SCOPE,
@@ -21,6 +23,9 @@ from iscsid.scsi.reservation import (
 )
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import NexusId, Outcome
+
+if TYPE_CHECKING:
+    from iscsid.scsi.lu import LogicalUnit, Nexus
 
 MIN_PARAMETER_LENGTH = 24
 # REGISTER with a TransportID for every registration that there is room for; more cannot succeed.
@@ -59,6 +64,14 @@ class _Request:
     named: tuple[transport_id.TransportId, ...] = ()
     known: Collection[NexusId] = ()
     ports: Collection[Port] = ()
+
+
+def persistent_reserve_out(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    """SPC-4 6.14: the parameter list goes to where the reservations are kept, unless it is longer than any may be."""
+    length = int.from_bytes(cdb[5:9], "big")
+    if length > MAX_PARAMETER_LENGTH:
+        raise ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR)
+    return Ask(length)
 
 
 def pr_out(

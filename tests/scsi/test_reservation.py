@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from iscsid.scsi import reservation
 from iscsid.scsi.const import Status
+from iscsid.scsi.plan import Ask
 from iscsid.scsi.reservation import (
     ALL_REGISTRANTS,
     EMPTY,
@@ -172,6 +173,11 @@ def test_spc2_conflicts_with_any_registration(nexus: NexusId, command: Any) -> N
 def test_spc2_raises_and_aborts_nothing(command: Any) -> None:
     outcome = command(Reservations(spc2_holder=A), A)
     assert (outcome.attentions, outcome.aborts, outcome.persist) == ((), (), False)
+
+
+def test_command_is_asked_of_the_authority(unit: Any) -> None:
+    plan = reservation.reserve_unit(unit.lu, bytes((0x16,)).ljust(16, b"\0"), unit.nexus)
+    assert isinstance(plan, Ask) and plan.parameter_length == 0
 
 
 # -- losses and resets -----------------------------------------------------------------------------------------------

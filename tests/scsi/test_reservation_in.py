@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from iscsid.errors import ScsiError
 from iscsid.scsi import transport_id
 from iscsid.scsi.const import PersistentReserveIn as Action
 from iscsid.scsi.const import Status
+from iscsid.scsi.lu import SharedState
+from iscsid.scsi.plan import Reply
 from iscsid.scsi.reservation import ALL_REGISTRANTS, EMPTY, MAX_REGISTRATIONS, Reservations, Type
-from iscsid.scsi.reservation_in import pr_in
+from iscsid.scsi.reservation_in import persistent_reserve_in, pr_in
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import NexusId
 
@@ -141,3 +145,9 @@ def test_spc2_reservation_conflicts_for_its_holder_as_well(action: Action, holde
     with pytest.raises(ScsiError) as caught:
         ask(Reservations(spc2_holder=holder), action)
     assert caught.value.reason is Status.RESERVATION_CONFLICT
+
+
+def test_command_is_answered_from_the_copy_of_the_unit(unit: Any) -> None:
+    unit.lu.state = SharedState(reservations=held(None))
+    plan = persistent_reserve_in(unit.lu, bytes.fromhex("5e 00 0000000000 00 0c").ljust(16, b"\0"), unit.nexus)
+    assert isinstance(plan, Reply) and plan.data == ask(held(None), Action.READ_KEYS)[:12]

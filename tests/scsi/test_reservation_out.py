@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iscsid.errors import ScsiError
 from iscsid.scsi import transport_id
 from iscsid.scsi.const import PersistentReserveOut as Action
 from iscsid.scsi.const import Status
+from iscsid.scsi.plan import Ask
 from iscsid.scsi.reservation import (
     ALL_REGISTRANTS,
     EMPTY,
@@ -25,7 +27,7 @@ from iscsid.scsi.reservation import (
     reserve,
     to_plain,
 )
-from iscsid.scsi.reservation_out import MAX_PARAMETER_LENGTH, pr_out
+from iscsid.scsi.reservation_out import MAX_PARAMETER_LENGTH, persistent_reserve_out, pr_out
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import NexusId, Outcome
 
@@ -682,6 +684,17 @@ def test_reserved_flag_is_refused_and_pointed_at(bit: int) -> None:
     assert refused(outcome, EMPTY) is IN_LIST
     assert outcome.error is not None and (outcome.error.field, outcome.error.bit) == (20, bit)
     assert outcome.error.in_data
+
+
+def test_command_is_asked_of_the_authority(unit: Any) -> None:
+    plan = persistent_reserve_out(unit.lu, cdb(Action.REGISTER, 24), unit.nexus)
+    assert isinstance(plan, Ask) and plan.parameter_length == 24
+
+
+def test_list_that_is_too_long_is_never_gathered(unit: Any) -> None:
+    with pytest.raises(ScsiError) as caught:
+        persistent_reserve_out(unit.lu, cdb(Action.REGISTER, MAX_PARAMETER_LENGTH + 1), unit.nexus)
+    assert caught.value.reason is LENGTH_ERROR
 
 
 def test_longest_list_that_can_succeed_fits() -> None:
