@@ -175,7 +175,8 @@ class AskUnit:
     """A command that changes what workers share about a unit (PERSISTENT RESERVE OUT, RESERVE, MODE SELECT, ...).
 
     ``ask`` is the worker's number for it, of none that is not yet answered. ``cdb`` and ``data``, the parameter list,
-    are in hexadecimal.
+    are in hexadecimal. ``facts`` is a JSON object, or "": what only who has opened the device knows of it, where a
+    command depends on that (MODE SELECT: see ``shared.rules``).
     """
 
     ask: int
@@ -186,6 +187,7 @@ class AskUnit:
     portal_group_tag: int
     cdb: str
     data: str
+    facts: str = ""
 
 
 @dataclass(slots=True)

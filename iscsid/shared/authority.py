@@ -1,0 +1,504 @@
+"""The one writer of what workers share about logical units: in which order it changes, and who has to know before the
+initiator does.
+
+Pure: the supervisor tells what it hears and does what comes back. What a change comes to is decided in ``rules``.
+
+One change of a unit is under way at a time. It is executed, kept on disk where it is to outlive the server, sent to
+every worker that serves the unit, and answered when the last of them has applied it or is dead (``barrier``). Changes
+that were asked for meanwhile wait in line, up to MAX_WAITING; then BUSY is the answer.
+
+A task that a change aborts may itself be waiting here for its turn; it must not be executed after that. So whatever
+waits for a nexus whose tasks are aborted, or comes from it before its worker has applied the abort, is answered TASK
+ABORTED at once. The same happens to what waits for a session that has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from iscsid.errors import LocalProtocolError, ScsiError
+from iscsid.scsi.const import Status
+from iscsid.scsi.sense import Reason
+from iscsid.scsi.state import NexusId, Outcome
+from iscsid.shared import rules
+from iscsid.shared.barrier import Barrier
+from iscsid.shared.messages import AskReset, AskUnit, UnitAnswer, UnitApplied, UpdateUnit
+from iscsid.shared.rules import Request, Reset, UnitState
+
+MAX_WAITING: Final = 256  # asks per unit that wait for their turn: two whole command windows
+MAX_STATE: Final = 96 * 1024  # bytes of a state in a message; a change that makes it longer is refused
+MAX_PART: Final = 64 * 1024  # bytes of attentions and aborts in one message; more of them take more messages
+PORTAL_GROUP_TAG: Final = 1
+STALL: Final = 5.0  # seconds between two calls of expire() after which nobody could have been heard
+
+log = logging.getLogger(__name__)
+
+
+# -- what the supervisor is to do --------------------------------------------------------------------------------------
+
+
+class Tell(NamedTuple):
+    """Send ``message`` to this worker."""
+
+    worker: int
+    message: UpdateUnit | UnitAnswer
+
+
+class Kill(NamedTuple):
+    """This worker holds everybody up."""
+
+    worker: int
+    reason: str
+
+
+class Keep(NamedTuple):
+    """Put ``kept`` on disk in place of what is kept of the unit (None: remove it), then call ``Authority.kept``."""
+
+    unit: str
+    kept: Mapping[str, Any] | None
+
+
+class End(NamedTuple):
+    """End this session."""
+
+    tsih: int
+    reason: str
+
+
+Action: TypeAlias = Tell | Kill | Keep | End
+
+
+# -- what is known -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a unit is: the targets that have it, and the workers that serve it (None: all)."""
+
+    targets: frozenset[str]
+    workers: frozenset[int] | None = None
+
+    @property
+    def ports(self) -> frozenset[tuple[str, int]]:
+        """Its target ports: each target is one portal group."""
+        return frozenset((target, PORTAL_GROUP_TAG) for target in self.targets)
+
+
+@dataclass(eq=False, slots=True)
+class _Ask:
+    """Who waits for an answer, and for how many units' changes."""
+
+    worker: int
+    number: int
+    units: int
+    error: ScsiError | None = None
+    dead: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Change:
+    """One change of one unit: a command's, a reset's, or (neither) the loss of ``nexus``."""
+
+    nexus: NexusId
+    ask: _Ask | None = None
+    request: Request | None = None
+    reset: Reset | None = None
+    outcome: Outcome | None = None
+
+    @property
+    def name(self) -> str:
+        if self.reset is not None:
+            return self.reset.name
+        return "nexus lost" if self.request is None else f"command {self.request.cdb[:2].hex()}"
+
+
+@dataclass(eq=False, slots=True)
+class _Unit:
+    """One unit. ``current`` is under way: until ``barrier`` is there its outcome is not in force yet."""
+
+    key: str
+    place: Place
+    state: UnitState = field(default_factory=UnitState)
+    text: str = ""  # the state as the workers are told it
+    generation: int = 0
+    waiting: deque[_Change] = field(default_factory=deque)
+    lost: dict[NexusId, None] = field(default_factory=dict)  # nexuses whose loss is to be looked at first
+    current: _Change | None = None
+    barrier: Barrier | None = None
+    unsure: bool = False  # whether what is on disk is what should be: the last attempt to write it has failed
+
+    def take(self, state: UnitState) -> None:
+        """A new state comes into force."""
+        self.state = state
+        self.text = _state_text(state)
+        self.generation += 1
+
+
+class Authority:
+    """All units of the server, by key (the serial number)."""
+
+    def __init__(self, units: Mapping[str, Place]) -> None:
+        self._units = {key: _Unit(key, place) for key, place in units.items()}
+        self._workers: set[int] = set()
+        self._sessions: dict[int, tuple[int, NexusId]] = {}  # TSIH -> worker and nexus
+        self._open: Counter[NexusId] = Counter()  # how many sessions each nexus has: two while one takes over
+        self._asks: dict[tuple[int, int], _Ask] = {}
+        self._last_expire: float | None = None
+
+    def restore(self, unit: str, plain: Mapping[str, Any]) -> None:
+        """Start with what was kept of ``unit``. Before the first worker is ready. Raises ValueError."""
+        self._units[unit].take(rules.restore(plain))
+
+    def state(self, unit: str) -> UnitState:
+        """The state that is in force, or being brought into force."""
+        return self._units[unit].state
+
+    def generation(self, unit: str) -> int:
+        """How often the state of ``unit`` has changed."""
+        return self._units[unit].generation
+
+    @property
+    def asks(self) -> int:
+        """How many asks are not answered yet."""
+        return len(self._asks)
+
+    # -- workers and sessions ----------------------------------------------------------------------------------------
+
+    def worker_ready(self, worker: int) -> list[Action]:
+        """A worker has been born: what it has to know before its first session."""
+        self._workers.add(worker)
+        return [
+            Tell(worker, _update(unit, "[]", "[]", "as it is"))
+            for unit in self._units.values()
+            if unit.generation and _serves(unit, worker)
+        ]
+
+    def worker_died(self, worker: int, now: float) -> list[Action]:
+        """It executes nothing any more, its asks need no answer, and its sessions are gone."""
+        self._workers.discard(worker)
+        for key in [key for key in self._asks if key[0] == worker]:
+            self._asks.pop(key).dead = True
+        for unit in self._units.values():
+            unit.waiting = deque(change for change in unit.waiting if not (change.ask and change.ask.dead))
+        out: list[Action] = []
+        for tsih in [tsih for tsih, (home, _) in self._sessions.items() if home == worker]:
+            self._forget(tsih, out)
+        for unit in self._units.values():
+            if unit.barrier is not None:
+                unit.barrier.died(worker)
+        return out + self._advance_all(self._units.values(), now)
+
+    def session_opened(self, worker: int, tsih: int, nexus: NexusId, now: float) -> list[Action]:
+        """A session of ``nexus`` begins. One of the same nexus that is there already ends by that (RFC 7143 6.3.5)."""
+        out: list[Action] = []
+        if nexus in self._open:
+            self._disown(nexus, out)
+        self._sessions[tsih] = (worker, nexus)
+        self._open[nexus] += 1
+        return out + self._advance_all(self._of_target(nexus.target), now)
+
+    def session_closed(self, tsih: int, now: float) -> list[Action]:
+        """A session has ended, with all its tasks. Of no concern where it never had opened."""
+        if tsih not in self._sessions:
+            return []
+        _, nexus = self._sessions[tsih]
+        out: list[Action] = []
+        self._forget(tsih, out)
+        return out + self._advance_all(self._of_target(nexus.target), now)
+
+    # -- what workers ask --------------------------------------------------------------------------------------------
+
+    def ask(self, worker: int, message: AskUnit | AskReset, now: float) -> list[Action]:
+        """A worker asks. Raises LocalProtocolError where it uses the number of an ask that is not answered yet."""
+        if (worker, message.ask) in self._asks:
+            raise LocalProtocolError(f"ask {message.ask} is not answered yet")
+        nexus = NexusId(message.initiator, message.isid, message.target, message.portal_group_tag)
+        if isinstance(message, AskUnit):
+            return self._ask_unit(_Ask(worker, message.ask, 1), message, nexus, now)
+        return self._ask_reset(_Ask(worker, message.ask, 1), message, nexus, now)
+
+    def _ask_unit(self, ask: _Ask, message: AskUnit, nexus: NexusId, now: float) -> list[Action]:
+        unit = self._units.get(message.unit)
+        if unit is None:
+            return _refusal(ask, ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED))
+        if _aborts_now(unit, ask.worker, nexus):
+            return _refusal(ask, ScsiError(Status.TASK_ABORTED))
+        try:
+            cdb, data = bytes.fromhex(message.cdb), bytes.fromhex(message.data)
+            facts = json.loads(message.facts) if message.facts else {}
+        except ValueError as exc:
+            raise LocalProtocolError(f"ask {message.ask}: {exc}") from exc
+        change = _Change(nexus, ask, Request(nexus, cdb, data, facts=facts))
+        return self._enqueue(ask, [(unit, change)], now)
+
+    def _ask_reset(self, ask: _Ask, message: AskReset, nexus: NexusId, now: float) -> list[Action]:
+        reset = rules.RESETS.get(message.function)
+        if reset is None:
+            return _refusal(ask, ScsiError(Reason.INVALID_FIELD_IN_CDB))
+        units = list(self._of_target(nexus.target))
+        if message.unit:
+            units = [unit for unit in self._units.values() if unit.key == message.unit]
+        if not units:
+            return _refusal(ask, ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED))
+        ask.units = len(units)
+        return self._enqueue(ask, [(unit, _Change(nexus, ask, reset=reset)) for unit in units], now)
+
+    def _enqueue(self, ask: _Ask, changes: list[tuple[_Unit, _Change]], now: float) -> list[Action]:
+        if any(len(unit.waiting) >= MAX_WAITING for unit, _ in changes):
+            return _refusal(ask, ScsiError(Status.BUSY))
+        self._asks[ask.worker, ask.number] = ask
+        for unit, change in changes:
+            unit.waiting.append(change)
+        return self._advance_all([unit for unit, _ in changes], now)
+
+    # -- what becomes of it ------------------------------------------------------------------------------------------
+
+    def kept(self, unit: str, ok: bool, now: float) -> list[Action]:
+        """What ``Keep`` asked for is done, or could not be done: then the change does not happen."""
+        here = self._units[unit]
+        out: list[Action] = []
+        here.unsure = not ok
+        if ok:
+            self._publish(here, now, out)
+        else:
+            self._end(here, ScsiError(Reason.INTERNAL_TARGET_FAILURE), out)
+        self._advance(here, now, out)
+        return out
+
+    def applied(self, worker: int, message: UnitApplied, now: float) -> list[Action]:
+        """A worker has applied an update."""
+        unit = self._units.get(message.unit)
+        if unit is None or unit.barrier is None:
+            return []
+        unit.barrier.applied(worker, message.generation)
+        return self._advance_all([unit], now)
+
+    def expire(self, now: float) -> list[Action]:
+        """Who has had a barrier's time and not applied the change is to be killed. To be called each second."""
+        stalled = self._last_expire is not None and now - self._last_expire > STALL
+        self._last_expire = now
+        out: list[Action] = []
+        for unit in self._units.values():
+            if unit.barrier is None:
+                continue
+            if stalled:
+                unit.barrier.extend(now)
+            name = unit.current.name if unit.current else ""
+            reason = f"it has not applied {name} on unit {unit.key}"
+            out += [Kill(worker, reason) for worker in unit.barrier.late(now)]
+        return out
+
+    def deadline(self) -> float | None:
+        """When :meth:`expire` has something to do next."""
+        deadlines = [unit.barrier.deadline for unit in self._units.values() if unit.barrier is not None]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    # -- within ------------------------------------------------------------------------------------------------------
+
+    def _advance_all(self, units: Iterable[_Unit], now: float) -> list[Action]:
+        out: list[Action] = []
+        for unit in units:
+            self._advance(unit, now, out)
+        return out
+
+    def _advance(self, unit: _Unit, now: float, out: list[Action]) -> None:
+        """End what has come through, and begin what is next, until something has to be waited for."""
+        while True:
+            if unit.barrier is not None and unit.barrier.passed:
+                self._end(unit, None, out)
+            if unit.current is not None or not (unit.lost or unit.waiting):
+                return
+            self._begin(unit, now, out)
+
+    def _begin(self, unit: _Unit, now: float, out: list[Action]) -> None:
+        change = _Change(unit.lost.popitem()[0]) if unit.lost else unit.waiting.popleft()
+        unit.current = change
+        outcome = change.outcome = self._execute(unit, change)
+        if outcome.error is not None:
+            self._end(unit, outcome.error, out)
+        elif outcome.state == unit.state and not (outcome.attentions or outcome.aborts or change.reset):
+            self._end(unit, None, out)
+        elif change.request is not None and self._must_keep(unit, outcome):
+            out.append(Keep(unit.key, rules.kept(outcome.state)))
+        else:
+            self._publish(unit, now, out)
+
+    @staticmethod
+    def _must_keep(unit: _Unit, outcome: Outcome) -> bool:
+        return outcome.persist or unit.unsure or rules.kept(outcome.state) != rules.kept(unit.state)
+
+    def _execute(self, unit: _Unit, change: _Change) -> Outcome:
+        """What the change comes to; a bug in it costs this one command."""
+        if change.reset is not None:
+            return Outcome(rules.reset(unit.state) if change.reset.resets else unit.state)
+        if change.request is None:
+            return rules.nexus_lost(unit.state, change.nexus)
+        known = frozenset(self._known(unit))
+        try:
+            outcome = rules.apply(unit.state, replace(change.request, known=known, ports=unit.place.ports))
+        except Exception:
+            log.exception("unit %s: %s", unit.key, change.name)
+            return Outcome(unit.state, error=ScsiError(Reason.INTERNAL_TARGET_FAILURE))
+        if len(json.dumps(_state_text(outcome.state))) > MAX_STATE:
+            return Outcome(unit.state, error=ScsiError(Reason.INSUFFICIENT_REGISTRATION_RESOURCES))
+        return outcome
+
+    def _publish(self, unit: _Unit, now: float, out: list[Action]) -> None:
+        """Bring the outcome into force: from here on there is no way back."""
+        change = unit.current
+        assert change is not None and change.outcome is not None
+        outcome = change.outcome
+        unit.take(outcome.state)
+        if change.reset or outcome.aborts:
+            aborted = None if change.reset else frozenset(outcome.aborts)
+            self._abort(unit, lambda other: aborted is None or other.nexus in aborted, out)
+        counts = {}
+        for worker in sorted(self._workers):
+            if _serves(unit, worker):
+                updates = list(self._updates(unit, change, outcome, worker))
+                out += [Tell(worker, update) for update in updates]
+                counts[worker] = len(updates)
+        unit.barrier = Barrier(unit.generation, counts, now)
+
+    def _updates(self, unit: _Unit, change: _Change, outcome: Outcome, worker: int) -> Iterator[UpdateUnit]:
+        """The messages for one worker."""
+        raised = list(self._raised(unit, change, outcome, worker))
+        if change.reset:
+            for attentions, _ in _parts(raised, []):
+                yield _update(unit, attentions, '"all"', change.name)
+        else:
+            for attentions, aborts in _parts(raised, [_json(nexus) for nexus in outcome.aborts]):
+                yield _update(unit, attentions, aborts, change.name)
+
+    def _raised(self, unit: _Unit, change: _Change, outcome: Outcome, worker: int) -> Iterator[str]:
+        """The unit attentions that concern ``worker``: of its own sessions, and of those of which nothing is known."""
+        homes: dict[NexusId, set[int]] = {}
+        for home, nexus in self._sessions.values():
+            homes.setdefault(nexus, set()).add(home)
+        for attention in outcome.attentions:
+            if worker in homes.get(attention.nexus, {worker}):
+                yield _json([attention.nexus, attention.reason.name])
+        if change.reset is not None:
+            for nexus, at in homes.items():
+                concerned = worker in at and nexus.target in unit.place.targets
+                if concerned and (change.reset.sender_too or nexus != change.nexus):
+                    yield _json([nexus, change.reset.attention.name])
+
+    def _end(self, unit: _Unit, error: ScsiError | None, out: list[Action]) -> None:
+        """The change is through, or does not happen."""
+        change = unit.current
+        assert change is not None
+        unit.current = unit.barrier = None
+        self._settle(change, error, out)
+
+    def _settle(self, change: _Change, error: ScsiError | None, out: list[Action]) -> None:
+        """Answer who asked, when this was the last unit that it waited for."""
+        ask = change.ask
+        if ask is None:
+            return
+        ask.units -= 1
+        ask.error = ask.error or error
+        if ask.units or ask.dead:
+            return
+        del self._asks[ask.worker, ask.number]
+        out.append(_answer(ask, ask.error))
+        if change.reset is not None and change.reset.ends_sessions and ask.error is None:
+            for tsih, (_, nexus) in self._sessions.items():
+                if nexus.target == change.nexus.target:
+                    out.append(End(tsih, change.reset.name))
+
+    def _abort(self, unit: _Unit, concerns: Callable[[_Change], bool], out: list[Action]) -> None:
+        """Answer the commands (no resets: those are no tasks) that wait for their turn and are aborted."""
+        stay: deque[_Change] = deque()
+        for change in unit.waiting:
+            if change.request is not None and concerns(change):
+                self._settle(change, ScsiError(Status.TASK_ABORTED), out)
+            else:
+                stay.append(change)
+        unit.waiting = stay
+
+    def _known(self, unit: _Unit) -> Iterator[NexusId]:
+        return (nexus for nexus in self._open if nexus.target in unit.place.targets)
+
+    def _of_target(self, target: str) -> Iterator[_Unit]:
+        return (unit for unit in self._units.values() if target in unit.place.targets)
+
+    def _forget(self, tsih: int, out: list[Action]) -> None:
+        """A session is gone; where it was the only one of its nexus, the nexus is lost."""
+        _, nexus = self._sessions.pop(tsih)
+        self._open[nexus] -= 1
+        if not self._open[nexus]:
+            del self._open[nexus]
+            self._disown(nexus, out)
+
+    def _disown(self, nexus: NexusId, out: list[Action]) -> None:
+        """``nexus`` is lost: what its commands wait for does not happen, what goes with it goes."""
+        for unit in self._of_target(nexus.target):
+            self._abort(unit, lambda change: change.nexus == nexus, out)
+            coming = unit.state
+            if unit.current is not None and unit.current.outcome is not None and unit.barrier is None:
+                coming = unit.current.outcome.state
+            if any(rules.nexus_lost(state, nexus).state != state for state in (unit.state, coming)):
+                unit.lost[nexus] = None
+
+
+# -- small things ------------------------------------------------------------------------------------------------------
+
+
+def _serves(unit: _Unit, worker: int) -> bool:
+    return unit.place.workers is None or worker in unit.place.workers
+
+
+def _aborts_now(unit: _Unit, worker: int, nexus: NexusId) -> bool:
+    """Whether a change is under way that aborts the tasks of ``nexus`` and that ``worker`` has not applied."""
+    change = unit.current
+    if change is None or unit.barrier is None or not unit.barrier.waits_for(worker):
+        return False
+    return change.reset is not None or (change.outcome is not None and nexus in change.outcome.aborts)
+
+
+def _refusal(ask: _Ask, error: ScsiError) -> list[Action]:
+    return [_answer(ask, error)]
+
+
+def _answer(ask: _Ask, error: ScsiError | None) -> Tell:
+    if error is None:
+        return Tell(ask.worker, UnitAnswer(ask.number, int(Status.GOOD), "", -1, -1, False))
+    if isinstance(error.reason, Status):
+        return Tell(ask.worker, UnitAnswer(ask.number, int(error.reason), "", -1, -1, False))
+    field_pointer = -1 if error.field is None else error.field
+    bit = -1 if error.bit is None else error.bit
+    status = int(Status.CHECK_CONDITION)
+    return Tell(ask.worker, UnitAnswer(ask.number, status, error.reason.name, field_pointer, bit, error.in_data))
+
+
+def _update(unit: _Unit, attentions: str, aborts: str, reason: str) -> UpdateUnit:
+    return UpdateUnit(unit.key, unit.generation, unit.text, attentions, aborts, reason)
+
+
+def _state_text(state: UnitState) -> str:
+    return _json(rules.to_plain(state))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _parts(raised: Iterable[str], aborts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Two lists of JSON texts as JSON lists, in as many pairs of lists as MAX_PART asks for; one at least."""
+    lists: tuple[list[str], list[str]] = ([], [])
+    size = 0
+    for which, text in chain(((0, text) for text in raised), ((1, text) for text in aborts)):
+        length = len(json.dumps(text))
+        if size + length > MAX_PART:
+            yield f"[{','.join(lists[0])}]", f"[{','.join(lists[1])}]"
+            lists, size = ([], []), 0
+        lists[which].append(text)
+        size += length
+    yield f"[{','.join(lists[0])}]", f"[{','.join(lists[1])}]"

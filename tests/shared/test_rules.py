@@ -1,0 +1,191 @@
+"""Invariant: every command and every reset comes to what its clause says, and what is kept restores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from iscsid.scsi import reservation, reservation_out
+from iscsid.scsi.const import Status
+from iscsid.scsi.mode import ModeState
+from iscsid.scsi.reservation import Reservations, Type
+from iscsid.scsi.sense import Reason
+from iscsid.scsi.state import NexusId
+from iscsid.shared import rules
+from iscsid.shared.messages import MAX_PARAMETERS
+from iscsid.shared.rules import Request, UnitState
+
+A = NexusId("iqn.x:a", 1, "iqn.x:disk", 1)
+B = NexusId("iqn.x:b", 2, "iqn.x:disk", 1)
+C = NexusId("iqn.x:c", 3, "iqn.x:disk", 1)
+RESERVE = bytes.fromhex("160000000000")
+RELEASE = bytes.fromhex("170000000000")
+REGISTER = bytes.fromhex("5f000000000000001800")
+PERSISTENT = UnitState(Reservations({A: 1, B: 2}, 5, A, Type.WRITE_EXCLUSIVE, aptpl=True))
+FACTS = {
+    "blocks": 2048,
+    "block_size": 512,
+    "volatile": True,
+    "saving": True,
+    "default": ModeState(wce=True).to_plain(),
+}
+
+
+def mode_select(state: UnitState, *, wce: bool, save: bool = False, known: tuple[NexusId, ...] = (A, B, C)) -> Any:
+    """MODE SELECT(6) with the caching page."""
+    page = bytes([0x08, 0x12, 0x04 if wce else 0x00]) + bytes(17)
+    data = bytes(4) + page
+    cdb = bytes([0x15, 0x11 if save else 0x10, 0, 0, len(data), 0])
+    return rules.apply(state, Request(A, cdb, data, known, facts=FACTS))
+
+
+@pytest.mark.parametrize("cdb", [RESERVE, RESERVE.replace(b"\x16", b"\x56") + bytes(4)])
+def test_reserve_makes_the_sender_the_holder(cdb: bytes) -> None:
+    outcome = rules.apply(UnitState(), Request(A, cdb))
+    assert outcome.error is None
+    assert outcome.state == UnitState(Reservations(spc2_holder=A))
+
+
+def test_reserve_of_another_conflicts() -> None:
+    outcome = rules.apply(UnitState(Reservations(spc2_holder=A)), Request(B, RESERVE))
+    assert outcome.error is not None
+    assert outcome.error.reason is Status.RESERVATION_CONFLICT
+    assert outcome.state == UnitState(Reservations(spc2_holder=A))
+
+
+@pytest.mark.parametrize("cdb", [RELEASE, RELEASE.replace(b"\x17", b"\x57") + bytes(4)])
+def test_release_frees_the_unit(cdb: bytes) -> None:
+    outcome = rules.apply(UnitState(Reservations(spc2_holder=A)), Request(A, cdb))
+    assert outcome.state == UnitState()
+
+
+def test_register_registers_and_leaves_the_mode_alone() -> None:
+    before = UnitState(mode=ModeState(swp=True))
+    data = bytes(8) + (7).to_bytes(8, "big") + bytes(8)
+    outcome = rules.apply(before, Request(A, REGISTER, data))
+    assert outcome.error is None
+    assert outcome.state.reservations.registrations == {A: 7}
+    assert outcome.state.mode == before.mode
+
+
+@pytest.mark.parametrize("cdb", [b"", bytes(6), bytes([0x28]) + bytes(9)])
+def test_command_that_changes_nothing_shared_is_refused(cdb: bytes) -> None:
+    outcome = rules.apply(UnitState(), Request(A, cdb))
+    assert outcome.error is not None
+    assert outcome.error.reason is Reason.INVALID_COMMAND_OPERATION_CODE
+
+
+def test_mode_select_changes_the_mode_and_tells_all_others() -> None:
+    outcome = mode_select(UnitState(), wce=False)
+    assert outcome.error is None
+    assert outcome.state.mode == ModeState(wce=False)
+    assert outcome.state.saved_mode is None
+    assert {(raised.nexus, raised.reason) for raised in outcome.attentions} == {
+        (B, Reason.MODE_PARAMETERS_CHANGED),
+        (C, Reason.MODE_PARAMETERS_CHANGED),
+    }
+
+
+def test_mode_select_of_what_is_raises_nothing() -> None:
+    outcome = mode_select(UnitState(), wce=True)
+    assert outcome.error is None
+    assert outcome.attentions == ()
+
+
+def test_mode_select_with_sp_saves() -> None:
+    outcome = mode_select(UnitState(), wce=False, save=True)
+    assert outcome.state.saved_mode == ModeState(wce=False)
+    assert rules.kept(outcome.state) is not None
+    assert rules.kept(UnitState(mode=ModeState(wce=False))) is None
+
+
+def test_mode_select_that_is_refused_is_an_outcome_with_the_error() -> None:
+    outcome = rules.apply(UnitState(), Request(A, bytes.fromhex("151000000400"), b"\0", facts=FACTS))
+    assert outcome.error is not None
+    assert outcome.error.reason is Reason.PARAMETER_LIST_LENGTH_ERROR
+
+
+def test_reset_takes_the_spc_2_reservation_and_what_was_not_saved() -> None:
+    saved = ModeState(d_sense=True)
+    before = UnitState(Reservations(spc2_holder=A), ModeState(swp=True), saved)
+    assert rules.reset(before) == UnitState(Reservations(), saved, saved)
+    assert rules.reset(PERSISTENT) == PERSISTENT
+
+
+def test_nexus_loss_takes_the_spc_2_reservation_of_that_nexus_only() -> None:
+    before = UnitState(Reservations(spc2_holder=A))
+    assert rules.nexus_lost(before, B).state == before
+    assert rules.nexus_lost(before, A).state == UnitState()
+    assert rules.nexus_lost(PERSISTENT, A).state == PERSISTENT
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "reason"),
+    [
+        (4, "CLEAR TASK SET", Reason.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR),
+        (5, "LOGICAL UNIT RESET", Reason.BUS_DEVICE_RESET_FUNCTION),
+        (6, "TARGET WARM RESET", Reason.BUS_DEVICE_RESET_FUNCTION),
+        (7, "TARGET COLD RESET", Reason.BUS_DEVICE_RESET_FUNCTION),
+    ],
+)
+def test_functions_have_the_numbers_of_the_rfc(function: int, name: str, reason: Reason) -> None:
+    reset = rules.RESETS[function]
+    assert reset.name == name
+    assert reset.attention is reason
+    assert reset.resets == (function != 4)
+    assert reset.sender_too == (function != 4)
+    assert reset.ends_sessions == (function == 7)
+    assert len(rules.RESETS) == 4
+
+
+# -- as plain values ---------------------------------------------------------------------------------------------------
+
+
+def test_plain_state_is_json_that_the_rooms_below_read() -> None:
+    state = dataclasses.replace(PERSISTENT, mode=ModeState(swp=True))
+    plain = json.loads(json.dumps(rules.to_plain(state)))
+    assert reservation.from_plain(plain["reservations"]) == state.reservations
+    assert ModeState.from_plain(plain["mode"]) == state.mode
+    assert plain["saved_mode"] is None
+
+
+def test_nothing_is_kept_without_aptpl_and_saved_pages() -> None:
+    assert rules.kept(UnitState()) is None
+    assert rules.kept(dataclasses.replace(PERSISTENT, reservations=Reservations({A: 1}))) is None
+    assert rules.kept(UnitState(Reservations(spc2_holder=A), ModeState(swp=True))) is None
+
+
+def test_what_is_kept_restores_to_what_persists() -> None:
+    saved = ModeState(d_sense=True)
+    state = dataclasses.replace(PERSISTENT, mode=ModeState(swp=True), saved_mode=saved)
+    kept = rules.kept(state)
+    assert kept is not None
+    restored = rules.restore(json.loads(json.dumps(kept)))
+    assert restored.reservations == dataclasses.replace(PERSISTENT.reservations, pr_generation=0)
+    assert restored.mode == restored.saved_mode == saved
+    assert rules.kept(restored) == kept
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reservations": None},
+        {"reservations": {}},
+        {"mode": {}},
+        {"saved_mode": 1},
+        {"saved_mode": {"wce": 1}},
+        {"more": 1},
+    ],
+)
+def test_what_was_not_kept_by_us_is_refused(change: dict[str, Any]) -> None:
+    kept = rules.kept(PERSISTENT)
+    assert kept is not None
+    with pytest.raises(ValueError):
+        rules.restore({**kept, **change})
+
+
+def test_longest_register_fits_into_an_ask() -> None:
+    assert reservation_out.MAX_PARAMETER_LENGTH <= MAX_PARAMETERS
