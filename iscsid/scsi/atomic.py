@@ -1,4 +1,4 @@
-"""Commands that are one step to all others of their kind: COMPARE AND WRITE, ORWRITE.
+"""Commands that are one step to all others of their kind: COMPARE AND WRITE, ORWRITE, WRITE ATOMIC.
 
 Their jobs hold their range against every command of this kind on the unit, whichever worker runs it
 (``plan.Job.exclusive``). A plain READ or WRITE holds nothing: whoever uses these commands to agree with others uses
@@ -11,12 +11,15 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING
 
+from iscsid.errors import ScsiError
 from iscsid.scsi.plan import DONE, Job, Plan
 from iscsid.scsi.rw import FUA, cdb_16, check_data_out, check_end, check_range, miscompare, pieces
+from iscsid.scsi.sense import Reason
 
 if TYPE_CHECKING:
     from iscsid.scsi.lu import LogicalUnit, Nexus
 
+_write_atomic = struct.Struct(">xBQ2xH").unpack_from  # flags, LBA, ATOMIC BOUNDARY that is 0, TRANSFER LENGTH (SBC-4)
 _compare_and_write = struct.Struct(">xBQ3xB").unpack_from  # flags, LBA, NUMBER OF LOGICAL BLOCKS (SBC-3 5.2)
 
 
@@ -67,4 +70,27 @@ def _run_orwrite(lu: LogicalUnit, offset: int, length: int, fua: bool, data: mem
         lu.device.write(memoryview(both.to_bytes(size, "little")), offset + start)
     if fua:
         lu.device.flush()
+    return b""
+
+
+def write_atomic_16(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    """SBC-4 5.48: all of it or nothing, also when the power fails.
+
+    Only memory can promise that here: it keeps no half of a write. A disk behind a page cache tears what is longer than
+    a sector of its own, and hosts leave out their own protection where they are told of atomic writes.
+    """
+    _flags, lba, blocks = _write_atomic(cdb)
+    check_end(lu, lba, blocks)
+    if blocks > lu.max_atomic_blocks:
+        raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=12)
+    if not blocks:
+        return DONE
+    offset, length = lba << lu.shift, blocks << lu.shift
+    run = partial(_run_write_atomic, lu, offset, length)
+    return Job(run, length, length, writes=True, exclusive=(offset, length))
+
+
+def _run_write_atomic(lu: LogicalUnit, offset: int, length: int, data: memoryview) -> bytes:
+    check_data_out(data, length)
+    lu.device.write(data, offset)
     return b""

@@ -60,6 +60,7 @@ class Feature(enum.Enum):
 
     DISK = enum.auto()  # always there
     THIN = enum.auto()  # the device can discard, so that logical block provisioning is offered
+    ATOMIC = enum.auto()  # the medium is memory, which no loss of power leaves with half a write
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ _NONE, _IN, _OUT, _MAYBE = Direction.NONE, Direction.IN, Direction.OUT, Directio
 _ANY, _STATE, _STARTING = Reservation.ALLOWED, Reservation.STATE, Reservation.STARTING
 _READING, _WRITING = Reservation.READING, Reservation.WRITING
 _REPORTED, _EXEMPT, _TAKEN = Attention.REPORTED, Attention.EXEMPT, Attention.TAKEN
-_DISK, _THIN = Feature.DISK, Feature.THIN
+_DISK, _THIN, _ATOMIC = Feature.DISK, Feature.THIN, Feature.ATOMIC
 _SHORT, _LONG = 30, 120  # seconds: commands bounded by one transfer; commands that may touch much of the medium
 
 # WRITE SAME: UNMAP is bit 3 of byte 1. An initiator that is told of no provisioning may not set it (SBC-3 5.50).
@@ -184,6 +185,8 @@ COMMANDS: tuple[Command, ...] = (
          (), _NONE, rw.synchronize_cache_16, False, _DISK, _WRITING, _REPORTED, _LONG),
     _row(_Op.WRITE_SAME_16, None, "93 01 ffffffffffffffff ffffffff 00 00",
          _UNMAP_BIT, _MAYBE, rw.write_same_16, True, _DISK, _WRITING, _REPORTED, _LONG),
+    _row(_Op.WRITE_ATOMIC_16, None, "9c 18 ffffffffffffffff 0000 ffff 00 00",
+         (), _OUT, atomic.write_atomic_16, True, _ATOMIC, _WRITING, _REPORTED, _SHORT),
     _row(_Op.SERVICE_ACTION_IN_16, _Sa.READ_CAPACITY_16, "9e 10 0000000000000000 ffffffff 00 00",
          (), _IN, report.read_capacity_16, False, _DISK, _ANY, _REPORTED, _SHORT),
     _row(_Op.SERVICE_ACTION_IN_16, _Sa.GET_LBA_STATUS, "9e 12 ffffffffffffffff ffffffff 00 00",

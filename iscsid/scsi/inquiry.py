@@ -176,8 +176,9 @@ def scsi_ports(lu: LogicalUnit, nexus: Nexus) -> bytes:
 # -- pages of SBC-3 --------------------------------------------------------------------------------------------------
 
 # WSNZ, COMPARE AND WRITE, OPTIMAL TRANSFER LENGTH GRANULARITY, MAXIMUM and OPTIMAL TRANSFER LENGTH, PREFETCH,
-# UNMAP LBA COUNT, UNMAP BLOCK DESCRIPTOR COUNT, UNMAP GRANULARITY, UGAVALID and ALIGNMENT, WRITE SAME, atomic writes
-_BLOCK_LIMITS = struct.Struct(">BBHIIIIIIIQ20x")
+# UNMAP LBA COUNT, UNMAP BLOCK DESCRIPTOR COUNT, UNMAP GRANULARITY, UGAVALID and ALIGNMENT, WRITE SAME, ATOMIC TRANSFER
+# LENGTH; and no alignment, granularity or boundary of atomic writes
+_BLOCK_LIMITS = struct.Struct(">BBHIIIIIIIQI16x")
 _WSNZ = 0x01  # a WRITE SAME of 0 blocks is refused; without it, that would write up to the end of the medium
 _UGAVALID = 0x80000000
 _MAX_COMPARE_AND_WRITE = 0xFF
@@ -208,6 +209,7 @@ def block_limits(lu: LogicalUnit, nexus: Nexus) -> bytes:
         granularity,
         alignment,
         lu.max_write_same_blocks,
+        lu.max_atomic_blocks,
     )
 
 

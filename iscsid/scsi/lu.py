@@ -110,6 +110,7 @@ class LogicalUnit:
         "device",
         "features",
         "identity",
+        "max_atomic_blocks",
         "max_blocks",
         "max_unmap_blocks",
         "max_unmap_descriptors",
@@ -135,6 +136,10 @@ class LogicalUnit:
         thin = device.can.discard != Support.NONE and not self.readonly
         self.features = frozenset({Feature.DISK, Feature.THIN} if thin else {Feature.DISK})
         self.max_blocks = MAX_TRANSFER >> self.shift
+        self.max_atomic_blocks = 0
+        if device.inline and not self.volatile:  # memory: what waits may wait for a disk, with something to flush or not
+            self.features |= {Feature.ATOMIC}
+            self.max_atomic_blocks = min(self.max_blocks, 0xFFFF)
         self.max_write_same_blocks = MAX_WRITE_SAME >> self.shift
         self.max_unmap_blocks = MAX_UNMAP_BLOCKS
         self.max_unmap_descriptors = MAX_UNMAP_DESCRIPTORS

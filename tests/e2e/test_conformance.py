@@ -42,6 +42,7 @@ FAMILIES = (
     "Write10",
     "Write12",
     "Write16",
+    "WriteAtomic16",
     "WriteSame10",
     "WriteSame16",
     "WriteVerify10",
@@ -53,7 +54,10 @@ FAMILIES = (
 )
 PREPARATION_SKIPS = ("PERSISTENT RESERVE IN is not implemented",)  # it looks for leftover reservations before each test
 NO_ZERO_BLOCKS = "does not support 0-blocks."  # VPD B0 says WSNZ: a WRITE SAME names its number of blocks
+NO_RESTRICTION = ("No alignment restrictions on this LUN", "No granularity restrictions on this LUN")
+TEARS = "WRITEATOMIC16 is not implemented."  # by a file on a disk, which a loss of power leaves with half a write
 ALLOWED_SKIPS: dict[str, tuple[str, ...]] = {
+    "WriteAtomic16": (*NO_RESTRICTION, TEARS),
     "StartStopUnit": ("Media is not removable.",),  # ejecting is not for us
     "WriteSame10": (f"WRITESAME10 {NO_ZERO_BLOCKS}",),
     "WriteSame16": (f"WRITESAME16 {NO_ZERO_BLOCKS}",),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from iscsid.block.device import Mode, Threading
 from iscsid.errors import ScsiError
 from iscsid.scsi.plan import DONE, Job
 from iscsid.scsi.sense import Reason, build_sense
@@ -181,3 +182,74 @@ def test_orwrite_with_protection_or_reserved_bits_is_refused(unit, flags: int) -
 
 def test_orwrite_of_a_write_protected_unit_is_refused(make_unit: Callable) -> None:
     assert make_unit(readonly=True).refusal(orwrite(0, 1)).reason is Reason.WRITE_PROTECTED
+
+
+# -- WRITE ATOMIC -----------------------------------------------------------------------------------------------------
+
+
+def write_atomic(lba: int, blocks: int, flags: int = 0, boundary: int = 0) -> str:
+    return struct.pack(">BBQHHxx", 0x9C, flags, lba, boundary, blocks).hex()  # SBC-4 5.48
+
+
+@pytest.fixture
+def memory(make_unit: Callable):
+    """A unit over memory, which alone has atomic writes."""
+    return make_unit(lacks=["flush"], threading=Threading.PARALLEL)
+
+
+@pytest.mark.parametrize(("lba", "blocks"), [(0, 1), (3, 2), (LAST, 1), (0, BLOCKS)])
+@pytest.mark.parametrize("flags", [0, FUA, DPO])
+def test_write_atomic_writes_all_in_one_call_under_its_range(memory, lba: int, blocks: int, flags: int) -> None:
+    plan = job(memory, write_atomic(lba, blocks, flags))
+    assert (plan.parameter_length, plan.writes, plan.exclusive) == (blocks * 512, True, (lba * 512, blocks * 512))
+    assert plan.run(memoryview(NEW * blocks)) == b""
+    assert memory.memory.calls == [("write", lba * 512, blocks * 512)]
+    assert memory.memory.medium[lba * 512 : (lba + blocks) * 512] == NEW * blocks
+
+
+def test_write_atomic_of_part_of_its_data_writes_nothing(memory) -> None:
+    with pytest.raises(ScsiError) as caught:
+        job(memory, write_atomic(0, 2)).run(memoryview(NEW))
+    assert caught.value.reason is Reason.INVALID_FIELD_IN_CDB
+    assert memory.memory.calls == []
+
+
+def test_write_atomic_of_0_blocks_is_good_and_does_nothing(memory) -> None:
+    assert memory.plan(write_atomic(LAST, 0)) is DONE
+
+
+@pytest.mark.parametrize(("lba", "blocks"), [(BLOCKS, 1), (LAST, 2), (BLOCKS + 1, 0), ((1 << 64) - 1, 0xFFFF)])
+def test_write_atomic_beyond_the_end_is_refused(memory, lba: int, blocks: int) -> None:
+    assert memory.refusal(write_atomic(lba, blocks)).reason is Reason.LBA_OUT_OF_RANGE
+
+
+def test_write_atomic_of_more_than_its_maximum_is_refused(memory) -> None:
+    memory.lu.max_atomic_blocks = 8
+    error = memory.refusal(write_atomic(0, 9))
+    assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, 12)
+
+
+def test_write_atomic_with_a_boundary_is_refused(memory) -> None:
+    error = memory.refusal(write_atomic(0, 2, boundary=1))
+    assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, 11)
+
+
+@pytest.mark.parametrize("flags", [0x01, 0x02, 0x04, 0x20, 0x40, 0x80])
+def test_write_atomic_with_protection_or_reserved_bits_is_refused(memory, flags: int) -> None:
+    error = memory.refusal(write_atomic(0, 1, flags))
+    assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, 1)
+
+
+@pytest.mark.parametrize(
+    "facts", [{}, {"lacks": ["flush"]}, {"threading": Threading.PARALLEL}, {"lacks": ["flush"], "mode": Mode.BLOCKING}]
+)
+def test_write_atomic_is_no_command_where_a_loss_of_power_may_tear_it(make_unit: Callable, facts: dict) -> None:
+    unit = make_unit(**facts)
+    assert unit.refusal(write_atomic(0, 1)).reason is Reason.INVALID_COMMAND_OPERATION_CODE
+    assert unit.lu.max_atomic_blocks == 0
+
+
+@pytest.mark.parametrize(("block_size", "blocks"), [(512, 65535), (4096, 8192)])
+def test_block_limits_tell_how_much_is_written_atomically(make_unit: Callable, block_size: int, blocks: int) -> None:
+    unit = make_unit(64, block_size, lacks=["flush"], threading=Threading.PARALLEL)
+    assert unit.run("12 01 b0 00ff 00")[44:64] == struct.pack(">I16x", blocks)

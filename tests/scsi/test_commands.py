@@ -144,4 +144,8 @@ def test_operation_code_and_bytes_behind_the_cdb_are_never_forbidden(command: Co
 
 
 def test_what_needs_provisioning() -> None:
-    assert [command.name for command in COMMANDS if command.needs is not Feature.DISK] == ["UNMAP", "GET_LBA_STATUS"]
+    assert [command.name for command in COMMANDS if command.needs is Feature.THIN] == ["UNMAP", "GET_LBA_STATUS"]
+
+
+def test_what_needs_memory() -> None:
+    assert [command.name for command in COMMANDS if command.needs is Feature.ATOMIC] == ["WRITE_ATOMIC_16"]
