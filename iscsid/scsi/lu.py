@@ -137,7 +137,7 @@ class LogicalUnit:
         self.features = frozenset({Feature.DISK, Feature.THIN} if thin else {Feature.DISK})
         self.max_blocks = MAX_TRANSFER >> self.shift
         self.max_atomic_blocks = 0
-        if device.inline and not self.volatile:  # memory: what waits may wait for a disk, with something to flush or not
+        if device.inline and not self.volatile:  # memory: what may wait may have a disk, be there a flush or not
             self.features |= {Feature.ATOMIC}
             self.max_atomic_blocks = min(self.max_blocks, 0xFFFF)
         self.max_write_same_blocks = MAX_WRITE_SAME >> self.shift

@@ -44,7 +44,11 @@ _FUNCTIONS = """\
 As REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS tells them.
 """
 
-_FEATURES = {Feature.DISK: "", Feature.THIN: "thin provisioning", Feature.ATOMIC: "a medium in memory"}
+_FEATURES = {
+    Feature.DISK: "",
+    Feature.THIN: "thin provisioning",
+    Feature.ATOMIC: "a medium in memory",
+}
 _DIRECTIONS = {Direction.NONE: "", Direction.IN: "in", Direction.OUT: "out", Direction.OPTIONAL_OUT: "none or out"}
 _RESERVATIONS = {
     Reservation.ALLOWED: "allowed",

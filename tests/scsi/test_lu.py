@@ -60,7 +60,7 @@ def test_unit_takes_the_capacity_without_a_partial_block() -> None:
     class Facts:  # only what a unit looks at when it is made
         from iscsid.block.device import Capabilities
 
-        size, block_size, can = 3 * 512 + 100, 512, Capabilities()
+        size, block_size, can, inline = 3 * 512 + 100, 512, Capabilities(), False
 
     lu = LogicalUnit(Facts(), Identity("S", "N"))
     assert lu.blocks == 3 and lu.readonly
