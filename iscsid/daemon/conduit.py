@@ -9,18 +9,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from itertools import count
+from typing import Any
 
 from iscsid.errors import ScsiError
 from iscsid.scsi import reservation
-from iscsid.scsi.const import Status
+from iscsid.scsi.const import Opcode, Status
 from iscsid.scsi.lu import LogicalUnit, SharedState
+from iscsid.scsi.mode import ModeState
+from iscsid.scsi.mode_select import UnitFacts
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId
 from iscsid.shared.messages import AskReset, AskUnit, Message, UnitAnswer, UnitApplied, UpdateUnit
 from iscsid.target.engine import Engine
+from iscsid.target.task import Submit
 
 Done = Callable[[ScsiError | None], None]
+
+
+def _mode_facts(unit: LogicalUnit) -> dict[str, Any]:
+    """See ``shared.rules`` of MODE SELECT."""
+    return {**asdict(UnitFacts.of(unit)), "default": unit.default_mode_state.to_plain()}
+
+
+# Commands whose effect depends on what only who has opened the device knows.
+FACTS: Mapping[int, Callable[[LogicalUnit], dict[str, Any]]] = {
+    Opcode.MODE_SELECT_6: _mode_facts,
+    Opcode.MODE_SELECT_10: _mode_facts,
+}
 
 
 class Conduit:
@@ -30,6 +48,7 @@ class Conduit:
         units: the logical units of this worker by serial number; several where one medium has several LUNs.
         sessions: the engines of the sessions that are open now.
         send: sends a message to the supervisor.
+        submit: the pool.
     """
 
     def __init__(
@@ -37,10 +56,12 @@ class Conduit:
         units: Mapping[str, Sequence[LogicalUnit]],
         sessions: Callable[[], Iterable[Engine]],
         send: Callable[[Message], None],
+        submit: Submit,
     ) -> None:
         self._units = units
         self._sessions = sessions
         self._send = send
+        self._submit = submit
         self._asks: dict[int, Done] = {}  # bounded by the windows and limits of the sessions that ask
         self._numbers = count(1)
 
@@ -49,7 +70,9 @@ class Conduit:
     def ask(self, unit: str, nexus: NexusId, cdb: bytes, data: bytes, done: Done) -> None:
         """See ``target.engine.Authority``."""
         number = self._remember(done)
-        self._send(AskUnit(number, unit, *nexus, cdb.hex(), data.hex()))
+        facts = FACTS.get(cdb[0])
+        told = json.dumps(facts(self._units[unit][0])) if facts else ""
+        self._send(AskUnit(number, unit, *nexus, cdb.hex(), data.hex(), told))
 
     def reset(self, unit: str, nexus: NexusId, function: int, done: Callable[[bool], None]) -> None:
         """See ``target.engine.Authority``."""
@@ -73,9 +96,7 @@ class Conduit:
         """Apply a change, and acknowledge it when everything that it aborts has stopped."""
         units = self._units.get(update.unit, ())
         plain = json.loads(update.state)
-        state = SharedState(reservation.from_plain(plain["reservations"]))
-        for unit in units:
-            unit.state = state
+        uncached = [unit for unit in units if _take_state(unit, plain)]
         attentions = [Attention(NexusId(*nexus), Reason[name]) for nexus, name in json.loads(update.attentions)]
         aborts = json.loads(update.aborts)
         nexuses = None if aborts == "all" else {NexusId(*nexus) for nexus in aborts}
@@ -87,11 +108,30 @@ class Conduit:
             if not left:
                 self._send(UnitApplied(update.unit, update.generation))
 
+        for unit in uncached:
+            left += 1
+            self._submit(partial(_flush, unit), lambda _, error: stopped())
         for engine in list(self._sessions()):
             for unit in units:
                 left += 1
                 engine.update(unit, attentions, nexuses, _once(stopped))
         stopped()
+
+
+def _take_state(unit: LogicalUnit, plain: Mapping[str, Any]) -> bool:
+    """Give ``unit`` the state that ``shared.rules.to_plain`` wrote; return whether its write cache was switched off."""
+    cached = unit.mode_state.wce
+    mode, saved = plain["mode"], plain["saved_mode"]
+    unit.state = SharedState(reservation.from_plain(plain["reservations"]))
+    unit.mode_state = unit.default_mode_state if mode is None else ModeState.from_plain(mode)
+    if unit.saved_mode_state is not None:
+        unit.saved_mode_state = unit.default_mode_state if saved is None else ModeState.from_plain(saved)
+    return cached and not unit.mode_state.wce
+
+
+def _flush(unit: LogicalUnit) -> None:
+    with unit.device.lock:
+        unit.device.flush()
 
 
 def _once(call: Callable[[], None]) -> Callable[[], None]:

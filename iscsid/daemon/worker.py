@@ -96,7 +96,7 @@ class Worker:
         self._links: dict[int, Link] = {}
         self._farewells: set[Farewell] = set()
         self._leaving: set[Engine] = set()  # closed, with calls in the pool
-        self._conduit = Conduit(nodes.by_serial(), self._engines, self._send)
+        self._conduit = Conduit(nodes.by_serial(), self._engines, self._send, self._pool.submit)
         self._answered: set[Link] = set()  # by the calls that were just collected
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {

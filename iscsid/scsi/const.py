@@ -46,6 +46,7 @@ class Opcode(enum.IntEnum):
     READ_6 = 0x08
     WRITE_6 = 0x0A
     INQUIRY = 0x12
+    MODE_SELECT_6 = 0x15
     MODE_SENSE_6 = 0x1A
     START_STOP_UNIT = 0x1B
     READ_CAPACITY_10 = 0x25
@@ -57,7 +58,11 @@ class Opcode(enum.IntEnum):
     SYNCHRONIZE_CACHE_10 = 0x35
     WRITE_SAME_10 = 0x41
     UNMAP = 0x42
+    LOG_SENSE = 0x4D
+    MODE_SELECT_10 = 0x55
     MODE_SENSE_10 = 0x5A
+    THIRD_PARTY_COPY_OUT = 0x83
+    THIRD_PARTY_COPY_IN = 0x84
     READ_16 = 0x88
     COMPARE_AND_WRITE = 0x89
     WRITE_16 = 0x8A
@@ -112,7 +117,27 @@ class PersistentReserveOut(enum.IntEnum):
     REGISTER_AND_MOVE = 0x07
 
 
-SERVICE_ACTIONS: tuple[type[enum.IntEnum], ...] = (ServiceAction,)
+class ThirdPartyCopyOut(enum.IntEnum):
+    """Service actions of operation code 83h (SPC-4 table 116)."""
+
+    EXTENDED_COPY_LID1 = 0x00
+    EXTENDED_COPY_LID4 = 0x01
+    POPULATE_TOKEN = 0x10
+    WRITE_USING_TOKEN = 0x11
+    COPY_OPERATION_ABORT = 0x1C
+
+
+class ThirdPartyCopyIn(enum.IntEnum):
+    """Service actions of operation code 84h (SPC-4 table 240)."""
+
+    RECEIVE_COPY_STATUS_LID1 = 0x00
+    RECEIVE_COPY_OPERATING_PARAMETERS = 0x03
+    RECEIVE_COPY_FAILURE_DETAILS_LID1 = 0x04
+    RECEIVE_COPY_STATUS_LID4 = 0x05
+    RECEIVE_ROD_TOKEN_INFORMATION = 0x07
+
+
+SERVICE_ACTIONS: tuple[type[enum.IntEnum], ...] = (ServiceAction, ThirdPartyCopyOut, ThirdPartyCopyIn,)
 """Every enumeration of service actions that has rows in the opcode table."""
 
 

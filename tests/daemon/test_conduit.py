@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from iscsid.daemon.conduit import Conduit
 from iscsid.errors import ScsiError
 from iscsid.scsi import reservation
 from iscsid.scsi.const import Status
+from iscsid.scsi.mode import ModeState
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId
 from iscsid.shared.messages import AskReset, AskUnit, UnitAnswer, UnitApplied, UpdateUnit
@@ -20,8 +22,22 @@ NEXUS = NexusId("iqn.2026-11.org.example:host", 5, "iqn.2026-11.org.iscsid:disk0
 OTHER = NexusId("iqn.2026-11.org.example:other", 6, "iqn.2026-11.org.iscsid:disk0", 1)
 
 
+class FakeDevice:
+    def __init__(self) -> None:
+        self.lock = contextlib.nullcontext()
+        self.flushed = 0
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
 class FakeUnit:
-    state: Any = None
+    def __init__(self) -> None:
+        self.device = FakeDevice()
+        self.state: Any = None
+        self.default_mode_state = self.mode_state = ModeState(wce=True)
+        self.saved_mode_state: ModeState | None = None
+        self.blocks, self.block_size, self.volatile = 2048, 512, True
 
 
 class FakeEngine:
@@ -42,18 +58,18 @@ class Rig:
         self.sent: list[Any] = []
         self.engines = [FakeEngine() for _ in range(engines)]
         self.units = [FakeUnit() for _ in range(units)]
-        self.conduit = Conduit({"S1": self.units}, lambda: self.engines, self.sent.append)  # type: ignore[arg-type]
+        self.calls: list[tuple[Any, Any]] = []
+        self.conduit = Conduit(
+            {"S1": self.units},  # type: ignore[dict-item]
+            lambda: self.engines,  # type: ignore[arg-type, return-value]
+            self.sent.append,
+            lambda run, done: self.calls.append((run, done)),
+        )
 
 
-def update(unit: str = "S1", attentions: Any = (), aborts: Any = ()) -> UpdateUnit:
-    return UpdateUnit(
-        unit,
-        7,
-        json.dumps({"reservations": reservation.to_plain(reservation.EMPTY)}),
-        json.dumps(attentions),
-        json.dumps(aborts),
-        "a test",
-    )
+def update(unit: str = "S1", attentions: Any = (), aborts: Any = (), **parts: Any) -> UpdateUnit:
+    state = {"reservations": reservation.to_plain(reservation.EMPTY), "mode": None, "saved_mode": None, **parts}
+    return UpdateUnit(unit, 7, json.dumps(state), json.dumps(attentions), json.dumps(aborts), "a test")
 
 
 def answer(ask: int, status: int = 0, reason: str = "", field: int = -1, bit: int = -1) -> UnitAnswer:
@@ -141,3 +157,37 @@ def test_change_of_a_unit_that_is_not_served_here_is_acknowledged_all_the_same()
     rig.conduit.update(update("S2"))
     assert rig.sent == [UnitApplied("S2", 7)]
     assert rig.engines[0].updates == []
+
+
+def test_mode_select_goes_with_what_only_this_worker_knows_of_the_unit() -> None:
+    rig = Rig()
+    rig.conduit.ask("S1", NEXUS, b"\x15" + bytes(15), b"", lambda error: None)
+    assert json.loads(rig.sent[0].facts) == {
+        "blocks": 2048,
+        "block_size": 512,
+        "volatile": True,
+        "saving": False,
+        "default": {"wce": True, "swp": False, "d_sense": False},
+    }
+
+
+def test_mode_that_others_have_selected_is_taken_over_and_the_default_comes_back() -> None:
+    rig = Rig()
+    selected = ModeState(wce=True, swp=True)
+    rig.conduit.update(update(mode=selected.to_plain()))
+    assert rig.units[0].mode_state == selected
+    rig.conduit.update(update())
+    assert rig.units[0].mode_state == rig.units[0].default_mode_state
+
+
+def test_write_cache_that_is_switched_off_is_flushed_before_the_acknowledgement() -> None:
+    rig = Rig(engines=0)
+    rig.conduit.update(update(mode=ModeState(wce=False).to_plain()))
+    assert rig.sent == []
+    [(run, done)] = rig.calls
+    run()
+    assert rig.units[0].device.flushed == 1
+    done(None, None)
+    assert rig.sent == [UnitApplied("S1", 7)]
+    rig.conduit.update(update(mode=ModeState(wce=False).to_plain()))
+    assert len(rig.calls) == 1  # it is off already
