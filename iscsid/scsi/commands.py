@@ -161,6 +161,8 @@ COMMANDS: tuple[Command, ...] = (
          (), _NONE, medium.pre_fetch_10, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.SYNCHRONIZE_CACHE_10, None, "35 02 ffffffff 00 ffff 00",
          (), _NONE, rw.synchronize_cache_10, False, _DISK, _WRITING, _REPORTED, _LONG),
+    _row(_Op.READ_DEFECT_DATA_10, None, "37 00 1f 00000000 ffff 00",
+         (), _IN, medium.read_defect_data_10, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.WRITE_SAME_10, None, "41 00 ffffffff 00 ffff 00",
          _UNMAP_BIT, _OUT, rw.write_same_10, True, _DISK, _WRITING, _REPORTED, _LONG),
     _row(_Op.UNMAP, None, "42 00 00000000 00 ffff 00",
@@ -207,5 +209,7 @@ COMMANDS: tuple[Command, ...] = (
          (), _OUT, medium.write_and_verify_12, True, _DISK, _WRITING, _REPORTED, _LONG),
     _row(_Op.VERIFY_12, None, "af 16 ffffffff ffffffff 00 00",
          (), _MAYBE, rw.verify_12, False, _DISK, _READING, _REPORTED, _SHORT),
+    _row(_Op.READ_DEFECT_DATA_12, None, "b7 1f ffffffff ffffffff 00 00",
+         (), _IN, medium.read_defect_data_12, False, _DISK, _READING, _REPORTED, _SHORT),
 )
 # fmt: on

@@ -1,14 +1,17 @@
-"""Commands that care about where the data is: WRITE AND VERIFY, PRE-FETCH."""
+"""Commands that care about where the data is: WRITE AND VERIFY, PRE-FETCH, READ DEFECT DATA."""
 
 from __future__ import annotations
 
+import struct
 from functools import partial
 from typing import TYPE_CHECKING
 
 from iscsid.block.device import Support
+from iscsid.errors import ScsiError
 from iscsid.scsi.const import Status
 from iscsid.scsi.plan import DONE, Job, Plan, Reply
 from iscsid.scsi.rw import CHUNK, cdb_10, cdb_12, cdb_16, check_end, check_range, miscompare, pieces
+from iscsid.scsi.sense import Reason
 
 if TYPE_CHECKING:
     from iscsid.scsi.lu import LogicalUnit, Nexus
@@ -90,3 +93,28 @@ def _run_pre_fetch(lu: LogicalUnit, immediate: bool, offset: int, length: int, _
         for start, size in pieces(length):
             lu.device.read_into(scratch[:size], offset + start)
     return b""
+
+
+# -- READ DEFECT DATA (SBC-3 5.18, 5.19) -----------------------------------------------------------------------------
+
+_LISTS, _LIST_FORMAT = 0x18, 0x07  # REQ_PLIST and REQ_GLIST, which are PLISTV and GLISTV in the answer; the format
+_RESERVED_FORMAT = 0b111
+
+
+def read_defect_data_10(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    return _no_defects(cdb[2], 2, 2, int.from_bytes(cdb[7:9], "big"))
+
+
+def read_defect_data_12(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    return _no_defects(cdb[1], 1, 6, int.from_bytes(cdb[6:10], "big"))
+
+
+def _no_defects(flags: int, field: int, lengths: int, allocation_length: int) -> Plan:
+    """A header and no descriptor, which is the same in every format: a medium below hides its own defects, or has none.
+
+    ``lengths`` are the bytes of the header behind its flags, all 0: DEFECT LIST LENGTH and, in the long one, GENERATION
+    CODE, of which 0 says that it is not supported.
+    """
+    if flags & _LIST_FORMAT == _RESERVED_FORMAT:
+        raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=field, bit=2)
+    return Reply(struct.pack(f">xB{lengths}x", flags & (_LISTS | _LIST_FORMAT))[:allocation_length])

@@ -32,6 +32,8 @@ FAMILIES = (
     "Read16",
     "ReadCapacity10",
     "ReadCapacity16",
+    "ReadDefectData10",
+    "ReadDefectData12",
     "ReportSupportedOpcodes",
     "StartStopUnit",
     "TestUnitReady",

@@ -211,3 +211,46 @@ def test_pre_fetch_with_reserved_bits_is_refused(unit, size: int, flags: int) ->
 @pytest.mark.parametrize(("lba", "blocks"), BEYOND)
 def test_pre_fetch_beyond_the_end_is_refused(unit, size: int, lba: int, blocks: int) -> None:
     assert unit.refusal(cdb(PRE_FETCH, size, lba, min(blocks, 0xFFFF))).reason is Reason.LBA_OUT_OF_RANGE
+
+
+# -- READ DEFECT DATA -------------------------------------------------------------------------------------------------
+
+
+def defects_10(flags: int, allocation: int = 0xFFFF) -> str:
+    return struct.pack(">BBB4xHB", 0x37, 0, flags, allocation, 0).hex()
+
+
+def defects_12(flags: int, allocation: int = 0xFFFF, index: int = 0) -> str:
+    return struct.pack(">BBIIBB", 0xB7, flags, index, allocation, 0, 0).hex()
+
+
+@pytest.mark.parametrize("lists", [0x00, 0x08, 0x10, 0x18])
+@pytest.mark.parametrize("list_format", range(7))
+def test_read_defect_data_gives_the_lists_that_are_asked_for_and_they_are_empty(
+    unit, lists: int, list_format: int
+) -> None:
+    flags = lists | list_format
+    assert unit.run(defects_10(flags)) == bytes((0, flags, 0, 0))
+    assert unit.run(defects_12(flags)) == bytes((0, flags, 0, 0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("allocation", [0, 1, 4, 7, 8, 100])
+def test_read_defect_data_is_cut_to_the_allocation_length(unit, allocation: int) -> None:
+    assert unit.run(defects_10(0x18, allocation)) == bytes((0, 0x18, 0, 0))[:allocation]
+    assert unit.run(defects_12(0x18, allocation)) == bytes((0, 0x18, 0, 0, 0, 0, 0, 0))[:allocation]
+
+
+def test_read_defect_data_from_an_index_on_is_as_empty(unit) -> None:
+    assert unit.run(defects_12(0x18, index=100)) == bytes((0, 0x18, 0, 0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(("text", "field"), [(defects_10(0x1F), 2), (defects_12(0x1F), 1)])
+def test_read_defect_data_in_a_reserved_format_is_refused(unit, text: str, field: int) -> None:
+    error = unit.refusal(text)
+    assert (error.reason, error.field, error.bit) == (Reason.INVALID_FIELD_IN_CDB, field, 2)
+
+
+@pytest.mark.parametrize("flags", [0x20, 0x40, 0x80])
+def test_read_defect_data_with_reserved_bits_is_refused(unit, flags: int) -> None:
+    assert unit.refusal(defects_10(flags)).reason is Reason.INVALID_FIELD_IN_CDB
+    assert unit.refusal(defects_12(flags)).reason is Reason.INVALID_FIELD_IN_CDB

@@ -212,7 +212,7 @@ def test_all_commands_are_those_that_are_dispatched(make_unit: Callable, lacks: 
 def test_all_commands_byte_by_byte_at_its_ends(unit) -> None:
     data = unit.run(rsoc(0))
     assert data[4:12] == bytes.fromhex("00 00 0000 00 00 0006")  # TEST UNIT READY
-    assert data[-8:] == bytes.fromhex("af 00 0000 00 00 000c")  # VERIFY(12)
+    assert data[-8:] == bytes.fromhex("b7 00 0000 00 00 000c")  # READ DEFECT DATA(12)
     assert bytes.fromhex("9e 00 0010 00 01 0010") in data  # READ CAPACITY(16): SERVACTV
 
 
