@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iscsid.scsi import atomic, inquiry, medium, mode, ports, report, rw
+from iscsid.scsi import atomic, inquiry, log, medium, mode, ports, report, rw
 from iscsid.scsi.const import Opcode, ServiceAction
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Feature(enum.Enum):
     DISK = enum.auto()  # always there
     THIN = enum.auto()  # the device can discard, so that logical block provisioning is offered
     ATOMIC = enum.auto()  # the medium is memory, which no loss of power leaves with half a write
+    LOGGED = enum.auto()  # the figures of all workers are at hand, so that log pages can tell the truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ _NONE, _IN, _OUT, _MAYBE = Direction.NONE, Direction.IN, Direction.OUT, Directio
 _ANY, _STATE, _STARTING = Reservation.ALLOWED, Reservation.STATE, Reservation.STARTING
 _READING, _WRITING = Reservation.READING, Reservation.WRITING
 _REPORTED, _EXEMPT, _TAKEN = Attention.REPORTED, Attention.EXEMPT, Attention.TAKEN
-_DISK, _THIN, _ATOMIC = Feature.DISK, Feature.THIN, Feature.ATOMIC
+_DISK, _THIN, _ATOMIC, _LOGGED = Feature.DISK, Feature.THIN, Feature.ATOMIC, Feature.LOGGED
 _SHORT, _LONG = 30, 120  # seconds: commands bounded by one transfer; commands that may touch much of the medium
 
 # WRITE SAME: UNMAP is bit 3 of byte 1. An initiator that is told of no provisioning may not set it (SBC-3 5.50).
@@ -167,6 +168,8 @@ COMMANDS: tuple[Command, ...] = (
          _UNMAP_BIT, _OUT, rw.write_same_10, True, _DISK, _WRITING, _REPORTED, _LONG),
     _row(_Op.UNMAP, None, "42 00 00000000 00 ffff 00",
          (), _OUT, rw.unmap, True, _THIN, _WRITING, _REPORTED, _LONG),
+    _row(_Op.LOG_SENSE, None, "4d 00 ff ff 00 ffff ffff 00",
+         (), _IN, log.log_sense, False, _LOGGED, _ANY, _REPORTED, _SHORT),
     _row(_Op.MODE_SENSE_10, None, "5a 18 ff ff 000000 ffff 00",
          (), _IN, mode.mode_sense_10, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.READ_16, None, "88 18 ffffffffffffffff ffffffff 00 00",

@@ -17,6 +17,7 @@ from iscsid.errors import ScsiError
 from iscsid.scsi.commands import COMMANDS, Attention, Command, Feature, Handler
 from iscsid.scsi.conflict import forbids
 from iscsid.scsi.const import Status
+from iscsid.scsi.log import Figures
 from iscsid.scsi.mode import ModeState
 from iscsid.scsi.plan import Job, Plan, Write
 from iscsid.scsi.ports import ONE_GROUP, PortGroup
@@ -96,7 +97,8 @@ class LogicalUnit:
     ``blocks``, ``shift`` (log2 of the block size), ``max_blocks`` (MAXIMUM TRANSFER LENGTH) and ``volatile`` (something
     is lost when the power fails before a flush) are what the handlers look at. ``port_groups`` are the target port
     groups that lead here; the tuple may be replaced between two commands. ``saved_mode_state`` is None where nothing of
-    the mode pages can be saved.
+    the mode pages can be saved. ``tally`` is what this worker's sessions have done with the unit, ``figures`` what all
+    have, None where nobody knows.
     """
 
     __slots__ = (
@@ -109,6 +111,7 @@ class LogicalUnit:
         "default_mode_state",
         "device",
         "features",
+        "figures",
         "identity",
         "max_atomic_blocks",
         "max_blocks",
@@ -120,21 +123,31 @@ class LogicalUnit:
         "saved_mode_state",
         "shift",
         "state",
+        "tally",
         "volatile",
     )
 
-    def __init__(self, device: Guarded, identity: Identity, port_groups: Sequence[PortGroup] = ONE_GROUP) -> None:
+    def __init__(
+        self,
+        device: Guarded,
+        identity: Identity,
+        port_groups: Sequence[PortGroup] = ONE_GROUP,
+        figures: Callable[[], Figures] | None = None,
+    ) -> None:
         self.device = device
         self.state = SharedState()
         self.identity = identity
         self.port_groups = tuple(port_groups)
+        self.figures = figures
+        self.tally = Figures()
         self.block_size = device.block_size
         self.blocks = device.size // device.block_size
         self.shift = device.block_size.bit_length() - 1
         self.readonly = device.can.write == Support.NONE
         self.volatile = device.can.flush != Support.NONE
         thin = device.can.discard != Support.NONE and not self.readonly
-        self.features = frozenset({Feature.DISK, Feature.THIN} if thin else {Feature.DISK})
+        conditions = ((Feature.DISK, True), (Feature.THIN, thin), (Feature.LOGGED, figures is not None))
+        self.features = frozenset(feature for feature, there in conditions if there)
         self.max_blocks = MAX_TRANSFER >> self.shift
         self.max_atomic_blocks = 0
         if device.inline and not self.volatile:  # memory: what may wait may have a disk, be there a flush or not

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from iscsid.scsi import inquiry, mode, report
+from iscsid.scsi import inquiry, log, mode, report
 from iscsid.scsi.commands import COMMANDS, Attention, Command, Direction, Feature, Reservation
 from iscsid.scsi.plan import Reply
 
@@ -38,6 +38,11 @@ _MODE_PAGES = """\
 MODE SENSE answers with current, changeable and default values. What can be changed is changeable where there is a MODE
 SELECT in the table of commands.
 """
+_LOG_PAGES = """\
+## Log pages
+
+Pages 00h and 00h/FFh list them. The figures are sums over all workers since the server was started.
+"""
 _FUNCTIONS = """\
 ## Task management functions
 
@@ -48,6 +53,7 @@ _FEATURES = {
     Feature.DISK: "",
     Feature.THIN: "thin provisioning",
     Feature.ATOMIC: "a medium in memory",
+    Feature.LOGGED: "figures of all workers",
 }
 _DIRECTIONS = {Direction.NONE: "", Direction.IN: "in", Direction.OUT: "out", Direction.OPTIONAL_OUT: "none or out"}
 _RESERVATIONS = {
@@ -81,6 +87,8 @@ def matrix() -> str:
         _table(("page", "name", "clause"), _vpd_pages()),
         _MODE_PAGES,
         _table(("page", "name", "clause", "changeable"), _mode_pages()),
+        _LOG_PAGES,
+        _table(("page", "name", "clause", "parameters"), _log_pages()),
         _FUNCTIONS,
         _table(("function", "supported"), _task_management()),
     )
@@ -130,6 +138,12 @@ def _clause(build: Callable[..., bytes]) -> str:
 def _mode_pages() -> Iterable[Sequence[str]]:
     for code, page in sorted(mode.PAGES.items()):
         yield f"{code:02X}h", page.name, page.clause, ", ".join(field.name.upper() for field in page.fields)
+
+
+def _log_pages() -> Iterable[Sequence[str]]:
+    for code, page in sorted(log.PAGES.items()):
+        parameters = ", ".join(f"{parameter.code:04X}h {parameter.name}" for parameter in page.parameters)
+        yield f"{code:02X}h", page.name, page.clause, parameters
 
 
 def _task_management() -> Iterable[Sequence[str]]:

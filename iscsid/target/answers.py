@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from iscsid.errors import BlockError, Fault, ScsiError
 from iscsid.scsi.const import Status
 from iscsid.scsi.sense import build_sense, reason_of
 from iscsid.session.connection import TargetConnection
+from iscsid.target.node import Seat
 from iscsid.wire.const import READ, WRITE
 from iscsid.wire.pdu import ScsiCommand, pack_sense
 
@@ -30,10 +32,12 @@ def expected_length(command: ScsiCommand, direction: int) -> int:
 class Answers:
     """Answers of one session."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_seat_of")
 
-    def __init__(self, connection: TargetConnection) -> None:
+    def __init__(self, connection: TargetConnection, seat_of: Callable[[int], Seat | None]) -> None:
+        """``seat_of`` gives the logical unit, and the nexus to it, for a raw LUN field; None where there is none."""
         self._connection = connection
+        self._seat_of = seat_of
 
     def good(self, command: ScsiCommand, length: int, direction: int) -> None:
         """GOOD for a command that had ``length`` bytes to move in ``direction``, and moved as many as it could.
@@ -71,7 +75,11 @@ class Answers:
         tag = command.initiator_task_tag
         expected = command.expected_data_transfer_length
         if isinstance(reason, ScsiError):
-            sense = pack_sense(build_sense(reason))
+            seat, descriptor = self._seat_of(command.lun), False
+            if seat is not None:
+                seat[0].tally.count(reason)
+                descriptor = seat[0].mode_state.d_sense
+            sense = pack_sense(build_sense(reason, descriptor))
             self._connection.respond(tag, CHECK_CONDITION, sense, expected, sent, exp_data_sn)
         else:
             self._connection.respond(tag, int(reason), b"", expected, sent, exp_data_sn)

@@ -27,6 +27,7 @@ from iscsid.target.answers import Answers, expected_length
 from iscsid.target.data_in import QUEUE_LIMIT, DataInQueue, ReadTask
 from iscsid.target.data_out import DataOutCollector, WriteTask, announces_data
 from iscsid.target.management import TaskManager
+from iscsid.target.meter import Meter
 from iscsid.target.node import Nexus, Seat, TargetNode
 from iscsid.target.task import Done, Submit, Task, TaskSet
 from iscsid.target.textual import TextExchange
@@ -103,7 +104,8 @@ class Engine:
         self._established = established
         self._authority = authority
         self.tasks = TaskSet(connection)
-        self._answers = Answers(connection)
+        self._answers = Answers(connection, lambda lun: self._seats.get(lun))  # noqa: PLW0108 - replaced at login
+        self.meter = Meter(self)
         self._data_in = DataInQueue(connection, self.tasks, self._answers, self._submit)
         self._data_out = DataOutCollector(connection, self.tasks, self._answers)
         self._management = TaskManager(connection, self.tasks, self.abort_all, self._reset, self._attention_waits)
@@ -161,6 +163,7 @@ class Engine:
     def close(self) -> None:
         """The session is over; nothing more is sent, and what runs in the pool ends unheard."""
         self.closed = True
+        self.meter.settle()
         running = [task for task in self.tasks if task.running]
         for task in self.tasks:
             task.aborted = True
@@ -272,6 +275,8 @@ class Engine:
     def _on_command(self, command: ScsiCommand) -> None:
         seat = self._seats.get(command.lun)
         self.commands += 1
+        if seat is not self.meter.seat:
+            self.meter.turn(seat)
         if seat is None:
             self._on_absent(command)
             return

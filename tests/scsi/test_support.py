@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from iscsid.scsi import inquiry, mode
+from iscsid.scsi import inquiry, log, mode
 from iscsid.scsi.commands import COMMANDS
 from iscsid.scsi.support import matrix
 
@@ -77,10 +77,11 @@ def test_row_of_a_command(row: str) -> None:
 
 
 def test_every_page_has_its_row_with_name_and_clause() -> None:
-    _, vpd, modes, _ = tables()
+    _, vpd, modes, logs, _ = tables()
     assert [int(row[0].rstrip("h"), 16) for row in vpd] == sorted(inquiry.PAGES)
     assert [int(row[0].rstrip("h"), 16) for row in modes] == sorted(mode.PAGES)
-    assert all(row[1] and row[2] for row in (*vpd, *modes))
+    assert [int(row[0].rstrip("h"), 16) for row in logs] == sorted(log.PAGES)
+    assert all(row[1] and row[2] for row in (*vpd, *modes, *logs))
     assert ["88h", "SCSI ports", "SPC-4 7.8.16"] in vpd
     assert ["0Ah", "control", "SPC-4 7.5.8", "D_SENSE, SWP"] in modes
     assert ["02h", "disconnect-reconnect", "SPC-4 7.5.9", ""] in modes
@@ -88,7 +89,7 @@ def test_every_page_has_its_row_with_name_and_clause() -> None:
 
 def test_task_management_functions_are_those_that_the_unit_reports(unit) -> None:
     answer = unit.run("a3 0d 00 000000 00000004 00 00")
-    functions = {row[0]: row[1] for row in tables()[3]}
+    functions = {row[0]: row[1] for row in tables()[-1]}
     assert functions["ABORT TASK"] == ("yes" if answer[0] & 0x80 else "no")
     assert functions["LOGICAL UNIT RESET"] == ("yes" if answer[0] & 0x08 else "no")
     assert functions["QUERY TASK SET"] == ("yes" if answer[1] & 0x02 else "no")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from types import SimpleNamespace
 
 import pytest
 from helpers import Pair
 from target_rig import CHECK_CONDITION, GOOD
 
 from iscsid.errors import BlockError, Fault, ScsiError
+from iscsid.scsi.log import Figures
+from iscsid.scsi.mode import ModeState
 from iscsid.scsi.sense import REASONS, Reason, parse_sense
 from iscsid.target.answers import Answers, expected_length
 from iscsid.wire.const import FINAL, OVERFLOW, READ, UNDERFLOW, WRITE
@@ -18,13 +22,17 @@ NONE = 0
 BOTH = READ | WRITE
 
 
+def nowhere(_: int) -> None:
+    return None
+
+
 def command(direction: int, expected: int) -> ScsiCommand:
     return ScsiCommand(flags=FINAL | direction, initiator_task_tag=5, expected_data_transfer_length=expected)
 
 
 def good(asked: ScsiCommand, length: int, direction: int) -> ScsiResponse:
     pair = Pair()
-    Answers(pair.connection).good(asked, length, direction)
+    Answers(pair.connection, nowhere).good(asked, length, direction)
     (response,) = pair.receive()
     assert (response.initiator_task_tag, response.status, response.data) == (5, GOOD, b"")
     return response
@@ -37,7 +45,7 @@ def residual(response: ScsiResponse) -> tuple[str, int]:
 
 def failed(error: Exception, **more: int) -> ScsiResponse:
     pair = Pair()
-    Answers(pair.connection).fail(command(WRITE, 1000), error, **more)
+    Answers(pair.connection, nowhere).fail(command(WRITE, 1000), error, **more)
     (response,) = pair.receive()
     return response
 
@@ -139,7 +147,39 @@ def test_error_that_the_initiator_causes_is_not_logged(caplog: pytest.LogCapture
 @pytest.mark.parametrize(("direction", "residue"), [(NONE, ("", 0)), (READ, ("U", 512)), (WRITE, ("U", 512))])
 def test_status_without_data_leaves_all_that_was_expected(direction: int, residue: tuple[str, int]) -> None:
     pair = Pair()
-    Answers(pair.connection).status(command(direction, 512), 0x04)
+    Answers(pair.connection, nowhere).status(command(direction, 512), 0x04)
     (response,) = pair.receive()
     assert (response.initiator_task_tag, response.status, response.data) == (5, 0x04, b"")
     assert residual(response) == residue
+
+
+@pytest.mark.parametrize(
+    ("error", "writes", "read_errors", "write_errors"),
+    [
+        (OSError(errno.EIO, "x"), False, 1, 0),
+        (OSError(errno.EIO, "x"), True, 0, 1),
+        (BlockError(Fault.READ_ERROR), False, 1, 0),
+        (BlockError(Fault.WRITE_ERROR), True, 0, 1),
+        (ScsiError(Reason.LBA_OUT_OF_RANGE), True, 0, 0),
+        (BlockError(Fault.BUSY), False, 0, 0),
+    ],
+)
+def test_error_of_the_medium_is_counted_for_its_unit(
+    error: Exception, writes: bool, read_errors: int, write_errors: int
+) -> None:
+    pair, tally = Pair(), Figures()
+    unit = SimpleNamespace(tally=tally, mode_state=ModeState())
+    Answers(pair.connection, {0: (unit, None)}.get).fail(command(WRITE, 1000), error, writes=writes)
+    assert (tally.read_errors, tally.write_errors) == (read_errors, write_errors)
+
+
+@pytest.mark.parametrize("d_sense", [False, True])
+def test_sense_data_has_the_format_that_the_mode_page_asks_for(d_sense: bool) -> None:
+    pair = Pair()
+    unit = SimpleNamespace(tally=Figures(), mode_state=ModeState(d_sense=d_sense))
+    answers = Answers(pair.connection, {0: (unit, None)}.get)
+    answers.fail(command(READ, 512), ScsiError(Reason.LBA_OUT_OF_RANGE))
+    (response,) = pair.receive()
+    sense = unpack_sense(response.data)
+    assert sense[0] & 0x7F == (0x72 if d_sense else 0x70)  # SPC-4 4.5.2, 4.5.3
+    assert parse_sense(sense) == REASONS[Reason.LBA_OUT_OF_RANGE]

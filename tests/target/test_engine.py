@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -889,3 +890,56 @@ def test_session_that_ends_while_a_change_waits_for_its_pool_calls_still_lets_it
     assert stopped == []
     session.pool.finish()
     assert stopped == [True]
+
+
+# --- what a unit has moved --------------------------------------------------------------------------------------------
+
+
+def moved(session: Session, number: int) -> tuple[int, int]:
+    tally = session.node.units[raw_lun(number)].tally
+    return tally.read_bytes, tally.written_bytes
+
+
+def test_bytes_are_told_of_the_unit_that_they_went_to() -> None:
+    session = Session(more=[Inline()])
+    session.read(1, 0, 1)
+    session.read(2, 0, 2, lun=raw_lun(1))
+    session.write(3, 0, bytes(1024), immediate=1024, lun=raw_lun(1))
+    session.read(4, 0, 4)
+    session.engine.meter.settle()
+    assert (moved(session, 0), moved(session, 1)) == ((5 * 512, 0), (1024, 1024))
+
+
+def test_settling_twice_counts_nothing_twice() -> None:
+    session = Session()
+    session.read(1, 0, 3)
+    session.engine.meter.settle()
+    session.engine.meter.settle()
+    assert moved(session, 0) == (1536, 0)
+    session.write(2, 0, bytes(512), immediate=512)
+    session.engine.close()
+    assert moved(session, 0) == (1536, 512)
+
+
+def test_commands_to_units_that_are_not_there_are_told_of_none() -> None:
+    session = Session()
+    session.read(1, 0, 1)
+    session.command(INQUIRY, tag=2, lun=raw_lun(9), read=255)
+    session.read(3, 0, 1, lun=raw_lun(9))
+    session.engine.meter.settle()
+    assert moved(session, 0) == (512, 0)
+    assert session.engine.read_bytes == 512
+
+
+class Damaged(Inline):
+    """A disk that cannot be read."""
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        raise OSError(errno.EIO, "the medium is damaged")
+
+
+def test_error_of_the_medium_is_told_of_its_unit() -> None:
+    session = Session(more=[Damaged()])
+    session.read(1, 0, 1, lun=raw_lun(1))
+    tallies = [session.node.units[raw_lun(number)].tally for number in (0, 1)]
+    assert [tally.read_errors for tally in tallies] == [0, 1]
