@@ -74,6 +74,17 @@ WRITE_AND_VERIFY_12                          C C A C C C
 WRITE_AND_VERIFY_16                          C C A C C C
 WRITE_ATOMIC_16                              C C A C C C
 SET_TARGET_PORT_GROUPS                       C C A C C C
+EXTENDED_COPY_LID1                           C C A C C C
+EXTENDED_COPY_LID4                           C C A C C C
+POPULATE_TOKEN                               C C A C C C
+WRITE_USING_TOKEN                            C C A C C C
+COPY_OPERATION_ABORT                         C C A C C C
+RECEIVE_COPY_STATUS_LID1                     C C A C C C
+RECEIVE_COPY_OPERATING_PARAMETERS            C C A C C C
+RECEIVE_COPY_FAILURE_DETAILS_LID1            C C A C C C
+RECEIVE_COPY_STATUS_LID4                     C C A C C C
+RECEIVE_ROD_TOKEN_INFORMATION                C C A C C C
+SANITIZE                                     C C A C C C
 """
 TABLE = {name: tuple(columns) for name, *columns in map(str.split, ROWS.strip().splitlines())}
 
