@@ -20,13 +20,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from iscsid.daemon import listener, placement, worker
+from iscsid.daemon import arbiter, listener, placement, worker
+from iscsid.daemon.arbiter import Arbiter
 from iscsid.daemon.boot import WorkerBoot
 from iscsid.daemon.children import Child, Death, Fleet, Forker, Run
 from iscsid.daemon.control import Control
 from iscsid.daemon.doorman import Caller, DoorLimits, Doorman
 from iscsid.daemon.errors import StartError
 from iscsid.daemon.firstpdu import LoginHint
+from iscsid.daemon.keeper import Keeper
 from iscsid.daemon.listener import Listener
 from iscsid.daemon.logs import Logs
 from iscsid.daemon.media import Media
@@ -158,6 +160,9 @@ class Supervisor:
         stack.callback(self._pidfile.release)
         self.listeners = listener.bind(self.spec.portals)
         stack.callback(self._close_listeners)
+        self._keeper = Keeper(self.spec.state_dir)
+        stack.callback(self._keeper.close)
+        self.arbiter = Arbiter(arbiter.places(self.spec.targets, self._owners), self._keeper, self._end_session)
         media = Media(self.spec, self.plugins)
         stack.callback(media.release)
         self.selector = selectors.DefaultSelector()
@@ -174,9 +179,11 @@ class Supervisor:
         self._signals = Signals()
         stack.callback(self._signals.close)
         self.selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
+        self.selector.register(self._keeper, selectors.EVENT_READ, self.arbiter.on_kept)
         boot = partial(_boot, self.spec, self.plugins, media, self._owners)
         forker = Forker(self._run_worker, boot, self._logs, self._leave)
         self.fleet = Fleet(self._count, self.selector, forker, self)
+        self.arbiter.lead(self.fleet)
         stack.callback(self.fleet.end)
         try:
             self.fleet.start(time.monotonic())
@@ -189,6 +196,7 @@ class Supervisor:
         self.selector.close()
         self._signals.leave_to_supervisor()
         self._pidfile.close()
+        self._keeper.leave()
         self.control.leave()
         self.doorman.leave()
         for portal in self.listeners:
@@ -203,6 +211,7 @@ class Supervisor:
         now = time.monotonic()
         self.doorman.expire(now)
         self.reports.expire(now)
+        self.arbiter.expire(now)
         self.fleet.tick(now, self.spec.worker_timeout)
         if self._stop_at is not None and now >= self._stop_at:
             self._kill_all("it did not stop in time")
@@ -213,7 +222,7 @@ class Supervisor:
     def _patience(self, now: float) -> float:
         """How long there is nothing to do but to wait for events."""
         deadlines = [self._next_tick, self.doorman.deadline(), self.reports.deadline(), self._stop_at]
-        deadlines.append(self.fleet.next_due())
+        deadlines += [self.fleet.next_due(), self.arbiter.deadline()]
         return max(0.0, min(deadline for deadline in deadlines if deadline is not None) - now)
 
     def _tick(self, now: float) -> None:
@@ -307,6 +316,11 @@ class Supervisor:
         if child is not None:
             self.fleet.send(child, Drop(session.tsih, reason))
 
+    def _end_session(self, tsih: int, reason: str, now: float) -> None:
+        session = self.registry.get(tsih)
+        if session is not None:
+            self._drop(session, reason, now)
+
     # -- workers -----------------------------------------------------------------------------------------------------
 
     def on_message(self, child: Child, message: Message, now: float) -> None:
@@ -316,15 +330,20 @@ class Supervisor:
         elif isinstance(message, SessionOpened):
             for other in self.registry.opened(child.index, message.tsih, message.info, now):
                 self._drop(other, "reinstated by another connection", now)
+            self.arbiter.on_session_opened(child, message.tsih, message.info, now)
             log.debug("session %d is open in worker %d", message.tsih, child.index)
         elif isinstance(message, SessionClosed):
             if self.registry.closed(child.index, message.tsih) is not None:
+                self.arbiter.on_session_closed(message.tsih, now)
                 log.debug("session %d is closed: %s", message.tsih, message.reason)
             self.reports.heard_of(message.tsih)
+        elif isinstance(message, arbiter.REQUESTS):
+            self.arbiter.on_request(child, message, now)
 
     def on_ready(self, child: Child, now: float) -> None:
         log.debug("worker %d (pid %d) is ready", child.index, child.pid)
         self.stats.watch(child.pid)
+        self.arbiter.on_ready(child, now)
         if self.phase is Phase.STARTING and len(self.fleet.ready()) == self._count:
             self._open_portals()
         elif self.phase is Phase.SERVING:
@@ -332,6 +351,7 @@ class Supervisor:
 
     def on_death(self, child: Child, death: Death, now: float) -> None:
         lost = self.registry.worker_died(child.index)
+        self.arbiter.on_death(child, now)
         self.stats.forget(child.pid)
         for session in lost:
             self.reports.heard_of(session.tsih)

@@ -1,7 +1,8 @@
 """A worker that needs no back end and speaks no iSCSI, and a server of such workers in a process of its own.
 
 The fake worker answers a connection with one line of JSON (which worker, which Connect), keeps it until it ends, and
-does what the name of the target says: ``crash``, ``hang``.
+does what the name of the target says: ``crash``, ``hang``. A line of JSON that comes on it later is an order: ask the
+authority (``cdb``, ``data``; or ``reset``), whose answer comes back as a line, or tell what updates there were.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from iscsid.daemon.channel import Channel
 from iscsid.daemon.supervisor import Started, serve
 from iscsid.plugin import BackendInfo, Sharing
 from iscsid.shared.messages import (
+    AskReset,
+    AskUnit,
     Beat,
     BootFailed,
     Connect,
@@ -43,6 +46,9 @@ from iscsid.shared.messages import (
     SessionOpened,
     Stop,
     Stopped,
+    UnitAnswer,
+    UnitApplied,
+    UpdateUnit,
 )
 from iscsid.specs import LunSpec, PortalSpec, ServerSpec, TargetSpec
 from iscsid.wire.pdu import LoginRequest, padding
@@ -62,6 +68,10 @@ class FakeWorker:
         self.selector.register(channel, selectors.EVENT_READ)
         self.sessions: dict[int, socket.socket] = {}
         self.stopping = False
+        self.connects: dict[int, Connect] = {}
+        self.asks: dict[int, int] = {}  # number -> TSIH
+        self.number = 0
+        self.updates: list[UpdateUnit] = []
 
     def run(self) -> int:
         logging.getLogger("fake").info("hello from worker %d, pid %d", self.boot.index, os.getpid())
@@ -87,6 +97,11 @@ class FakeWorker:
             self.end(message.tsih, message.reason)
         elif isinstance(message, Stop):
             self.stopping = True
+        elif isinstance(message, UpdateUnit):
+            self.updates.append(message)
+            self.channel.send(UnitApplied(message.unit, message.generation))
+        elif isinstance(message, UnitAnswer):
+            self.tell(self.asks.pop(message.ask), asdict(message))
         elif isinstance(message, Poll):
             for tsih in self.sessions:
                 self.channel.send(SessionFigures(tsih, 3, 4096, 512))
@@ -105,6 +120,7 @@ class FakeWorker:
                 self.channel.send(SessionClosed(connect.tsih, "refused"))
             return
         self.sessions[connect.tsih] = sock
+        self.connects[connect.tsih] = connect
         self.selector.register(sock, selectors.EVENT_READ, connect.tsih)
         if connect.target != "pending":
             info = SessionInfo(connect.initiator, connect.isid, connect.target, connect.peer, connect.portal)
@@ -112,8 +128,26 @@ class FakeWorker:
         sock.sendall(json.dumps(answer).encode() + b"\n")
 
     def on_client(self, tsih: int) -> None:
-        if not self.sessions[tsih].recv(1000):
+        data = self.sessions[tsih].recv(1000)
+        if not data:
             self.end(tsih, "closed by initiator")
+            return
+        order = json.loads(data)
+        if "told" in order:
+            self.tell(tsih, {"told": [asdict(update) for update in self.updates]})
+            return
+        self.number += 1
+        self.asks[self.number] = tsih
+        connect = self.connects[tsih]
+        nexus = (connect.initiator, connect.isid, connect.target, 1)
+        if "reset" in order:
+            self.channel.send(AskReset(self.number, order.get("unit", "SERIAL"), *nexus, order["reset"]))
+        else:
+            self.channel.send(AskUnit(self.number, "SERIAL", *nexus, order["cdb"], order.get("data", "")))
+
+    def tell(self, tsih: int, answer: dict[str, Any]) -> None:
+        if tsih in self.sessions:
+            self.sessions[tsih].sendall(json.dumps(answer).encode() + b"\n")
 
     def end(self, tsih: int, reason: str) -> None:
         sock = self.sessions.pop(tsih, None)
@@ -174,9 +208,13 @@ class Server:
         self.log_path = tmp_path / "log"
         defaults: dict[str, Any] = {
             "portals": (PortalSpec("127.0.0.1", 0),),
-            "targets": (TargetSpec("disk", (LunSpec(0, "null"),)), TargetSpec("single", (LunSpec(0, "lonely"),))),
+            "targets": (
+                TargetSpec("disk", (LunSpec(0, "null", serial="SERIAL"),)),
+                TargetSpec("single", (LunSpec(0, "lonely", serial="LONELY"),)),
+            ),
             "workers": 2,
             "runtime_dir": self.runtime_dir,
+            "state_dir": str(tmp_path / "state"),
             "stop_timeout": 5.0,
         }
         self.spec = ServerSpec(**{**defaults, **changes})
@@ -270,11 +308,16 @@ def answer_of(sock: socket.socket) -> dict[str, Any]:
     """The line that the fake worker sends."""
     line = b""
     while not line.endswith(b"\n"):
-        chunk = sock.recv(1000)
+        chunk = sock.recv(100_000)
         assert chunk, "closed without an answer"
         line += chunk
     answer: dict[str, Any] = json.loads(line)
     return answer
+
+
+def order(sock: socket.socket, **what: Any) -> None:
+    """Have the fake worker at the other end do something."""
+    sock.sendall(json.dumps(what).encode())
 
 
 @pytest.fixture
@@ -299,6 +342,7 @@ def kit() -> SimpleNamespace:
         WAIT=WAIT,
         FakePlugins=FakePlugins,
         answer_of=answer_of,
+        order=order,
         fake_run=fake_run,
         failing_run=failing_run,
         crashing_run=crashing_run,
