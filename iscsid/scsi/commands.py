@@ -13,8 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iscsid.scsi import atomic, inquiry, log, medium, mode, ports, report, rw
-from iscsid.scsi.const import Opcode, ServiceAction
+from iscsid.scsi import (
+    atomic,
+    inquiry,
+    log,
+    medium,
+    mode,
+    ports,
+    report,
+    reservation,
+    reservation_in,
+    reservation_out,
+    rw,
+)
+from iscsid.scsi.const import Opcode, PersistentReserveIn, PersistentReserveOut, ServiceAction
 
 if TYPE_CHECKING:
     from iscsid.scsi.lu import LogicalUnit, Nexus
@@ -101,7 +113,7 @@ class Command:
 
 _NONE, _IN, _OUT, _MAYBE = Direction.NONE, Direction.IN, Direction.OUT, Direction.OPTIONAL_OUT
 _ANY, _STATE, _STARTING = Reservation.ALLOWED, Reservation.STATE, Reservation.STARTING
-_READING, _WRITING = Reservation.READING, Reservation.WRITING
+_READING, _WRITING, _DECIDED = Reservation.READING, Reservation.WRITING, Reservation.DECIDED
 _REPORTED, _EXEMPT, _TAKEN = Attention.REPORTED, Attention.EXEMPT, Attention.TAKEN
 _DISK, _THIN, _ATOMIC, _LOGGED = Feature.DISK, Feature.THIN, Feature.ATOMIC, Feature.LOGGED
 _SHORT, _LONG = 30, 120  # seconds: commands bounded by one transfer; commands that may touch much of the medium
@@ -131,6 +143,7 @@ def _row(
 
 
 _Op, _Sa = Opcode, ServiceAction
+_PrIn, _PrOut = PersistentReserveIn, PersistentReserveOut
 # fmt: off
 COMMANDS: tuple[Command, ...] = (
     #                                usage of each byte of the CDB        bits with a feature
@@ -144,6 +157,10 @@ COMMANDS: tuple[Command, ...] = (
          (), _OUT, rw.write_6, True, _DISK, _WRITING, _REPORTED, _SHORT),
     _row(_Op.INQUIRY, None, "12 01 ff ffff 00",
          (), _IN, inquiry.inquiry, False, _DISK, _ANY, _EXEMPT, _SHORT),
+    _row(_Op.RESERVE_6, None, "16 00 00 0000 00",
+         (), _NONE, reservation.reserve_unit, False, _DISK, _DECIDED, _REPORTED, _SHORT),
+    _row(_Op.RELEASE_6, None, "17 00 00 0000 00",
+         (), _NONE, reservation.reserve_unit, False, _DISK, _DECIDED, _REPORTED, _SHORT),
     _row(_Op.MODE_SENSE_6, None, "1a 08 ff ff ff 00",
          (), _IN, mode.mode_sense_6, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.START_STOP_UNIT, None, "1b 01 00 00 05 00",
@@ -170,8 +187,36 @@ COMMANDS: tuple[Command, ...] = (
          (), _OUT, rw.unmap, True, _THIN, _WRITING, _REPORTED, _LONG),
     _row(_Op.LOG_SENSE, None, "4d 00 ff ff 00 ffff ffff 00",
          (), _IN, log.log_sense, False, _LOGGED, _ANY, _REPORTED, _SHORT),
+    _row(_Op.RESERVE_10, None, "56 00 00 00 000000 0000 00",
+         (), _NONE, reservation.reserve_unit, False, _DISK, _DECIDED, _REPORTED, _SHORT),
+    _row(_Op.RELEASE_10, None, "57 00 00 00 000000 0000 00",
+         (), _NONE, reservation.reserve_unit, False, _DISK, _DECIDED, _REPORTED, _SHORT),
     _row(_Op.MODE_SENSE_10, None, "5a 18 ff ff 000000 ffff 00",
          (), _IN, mode.mode_sense_10, False, _DISK, _READING, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_IN, _PrIn.READ_KEYS, "5e 00 0000000000 ffff 00",
+         (), _IN, reservation_in.persistent_reserve_in, False, _DISK, _STATE, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_IN, _PrIn.READ_RESERVATION, "5e 01 0000000000 ffff 00",
+         (), _IN, reservation_in.persistent_reserve_in, False, _DISK, _STATE, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_IN, _PrIn.REPORT_CAPABILITIES, "5e 02 0000000000 ffff 00",
+         (), _IN, reservation_in.persistent_reserve_in, False, _DISK, _STATE, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_IN, _PrIn.READ_FULL_STATUS, "5e 03 0000000000 ffff 00",
+         (), _IN, reservation_in.persistent_reserve_in, False, _DISK, _STATE, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_OUT, _PrOut.REGISTER, "5f 00 ff 0000 ffffffff 00",
+         (), _OUT, reservation_out.persistent_reserve_out, False, _DISK, _DECIDED, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_OUT, _PrOut.RESERVE, "5f 01 ff 0000 ffffffff 00",
+         (), _OUT, reservation_out.persistent_reserve_out, False, _DISK, _DECIDED, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_OUT, _PrOut.RELEASE, "5f 02 ff 0000 ffffffff 00",
+         (), _OUT, reservation_out.persistent_reserve_out, False, _DISK, _DECIDED, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_OUT, _PrOut.CLEAR, "5f 03 ff 0000 ffffffff 00",
+         (), _OUT, reservation_out.persistent_reserve_out, False, _DISK, _DECIDED, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_OUT, _PrOut.PREEMPT, "5f 04 ff 0000 ffffffff 00",
+         (), _OUT, reservation_out.persistent_reserve_out, False, _DISK, _DECIDED, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_OUT, _PrOut.PREEMPT_AND_ABORT, "5f 05 ff 0000 ffffffff 00",
+         (), _OUT, reservation_out.persistent_reserve_out, False, _DISK, _DECIDED, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_OUT, _PrOut.REGISTER_AND_IGNORE_EXISTING_KEY, "5f 06 ff 0000 ffffffff 00",
+         (), _OUT, reservation_out.persistent_reserve_out, False, _DISK, _DECIDED, _REPORTED, _SHORT),
+    _row(_Op.PERSISTENT_RESERVE_OUT, _PrOut.REGISTER_AND_MOVE, "5f 07 ff 0000 ffffffff 00",
+         (), _OUT, reservation_out.persistent_reserve_out, False, _DISK, _DECIDED, _REPORTED, _SHORT),
     _row(_Op.READ_16, None, "88 18 ffffffffffffffff ffffffff 00 00",
          (), _IN, rw.read_16, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.COMPARE_AND_WRITE, None, "89 18 ffffffffffffffff 000000 ff 00 00",

@@ -47,6 +47,8 @@ class Opcode(enum.IntEnum):
     WRITE_6 = 0x0A
     INQUIRY = 0x12
     MODE_SELECT_6 = 0x15
+    RESERVE_6 = 0x16
+    RELEASE_6 = 0x17
     MODE_SENSE_6 = 0x1A
     START_STOP_UNIT = 0x1B
     READ_CAPACITY_10 = 0x25
@@ -61,7 +63,11 @@ class Opcode(enum.IntEnum):
     UNMAP = 0x42
     LOG_SENSE = 0x4D
     MODE_SELECT_10 = 0x55
+    RESERVE_10 = 0x56
+    RELEASE_10 = 0x57
     MODE_SENSE_10 = 0x5A
+    PERSISTENT_RESERVE_IN = 0x5E
+    PERSISTENT_RESERVE_OUT = 0x5F
     THIRD_PARTY_COPY_OUT = 0x83
     THIRD_PARTY_COPY_IN = 0x84
     READ_16 = 0x88
@@ -139,7 +145,13 @@ class ThirdPartyCopyIn(enum.IntEnum):
     RECEIVE_ROD_TOKEN_INFORMATION = 0x07
 
 
-SERVICE_ACTIONS: tuple[type[enum.IntEnum], ...] = (ServiceAction, ThirdPartyCopyOut, ThirdPartyCopyIn,)
+SERVICE_ACTIONS: tuple[type[enum.IntEnum], ...] = (
+    ServiceAction,
+    ThirdPartyCopyOut,
+    ThirdPartyCopyIn,
+    PersistentReserveIn,
+    PersistentReserveOut,
+)
 """Every enumeration of service actions that has rows in the opcode table."""
 
 

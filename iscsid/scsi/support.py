@@ -58,8 +58,12 @@ _FEATURES = {
 _DIRECTIONS = {Direction.NONE: "", Direction.IN: "in", Direction.OUT: "out", Direction.OPTIONAL_OUT: "none or out"}
 _RESERVATIONS = {
     Reservation.ALLOWED: "allowed",
+    Reservation.STATE: "allowed",
     Reservation.READING: "allowed if write exclusive",
     Reservation.WRITING: "conflict",
+    Reservation.STARTING: "conflict, but for a start",
+    Reservation.PREVENTING: "conflict, but to allow",
+    Reservation.DECIDED: "as its clause says",
 }
 _ATTENTIONS = {Attention.REPORTED: "reported", Attention.EXEMPT: "stays", Attention.TAKEN: "is the answer"}
 _CLAUSE = re.compile(r"\((S[BP]C-\d [\d.]+)\)")

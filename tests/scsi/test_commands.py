@@ -99,7 +99,15 @@ def test_only_three_commands_pass_a_unit_attention() -> None:
             Reservation.ALLOWED,
             "INQUIRY LOG_SENSE READ_CAPACITY_10 READ_CAPACITY_16 REPORT_LUNS REPORT_TARGET_PORT_GROUPS REQUEST_SENSE",
         ),
-        (Reservation.STATE, "TEST_UNIT_READY"),
+        (
+            Reservation.STATE,
+            "TEST_UNIT_READY READ_KEYS READ_RESERVATION REPORT_CAPABILITIES READ_FULL_STATUS",
+        ),
+        (
+            Reservation.DECIDED,
+            "RESERVE_6 RESERVE_10 RELEASE_6 RELEASE_10 REGISTER RESERVE RELEASE CLEAR PREEMPT PREEMPT_AND_ABORT "
+            "REGISTER_AND_IGNORE_EXISTING_KEY REGISTER_AND_MOVE",
+        ),
         (Reservation.STARTING, "START_STOP_UNIT"),
         (
             Reservation.READING,

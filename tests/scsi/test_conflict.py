@@ -61,6 +61,10 @@ REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS   A C A A C C
 READ_12                                      A C A A C C
 WRITE_12                                     C C A C C C
 VERIFY_12                                    A C A A C C
+READ_KEYS                                    A A A A A C
+READ_RESERVATION                             A A A A A C
+REPORT_CAPABILITIES                          A A A A A C
+READ_FULL_STATUS                             A A A A A C
 LOG_SELECT                                   C C A C C C
 LOG_SENSE                                    A A A A A A
 MODE_SELECT_6                                C C A C C C

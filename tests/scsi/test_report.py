@@ -225,7 +225,7 @@ def test_all_commands_with_timeouts(unit) -> None:
 
 def test_flags_say_what_is_there(unit) -> None:
     for opcode, action, flags, _length, _ in command_descriptors(unit.run(rsoc(0)), False):
-        assert flags == (0x01 if opcode in (0x9E, 0xA3) else 0x00)
+        assert flags == (0x01 if opcode in (0x5E, 0x5F, 0x9E, 0xA3) else 0x00)
         assert flags or not action
 
 
@@ -246,7 +246,7 @@ def test_one_command_by_its_service_action(unit) -> None:
     assert unit.run(rsoc(2, 0x9E, 0x10))[:6] == bytes.fromhex("00 03 0010 9e 10")
 
 
-@pytest.mark.parametrize("opcode", [0x04, 0x15, 0x5F, 0x7F, 0xFF])
+@pytest.mark.parametrize("opcode", [0x04, 0x15, 0x7E, 0x7F, 0xFF])
 @pytest.mark.parametrize("option", [1, 2, 3])
 def test_command_that_is_not_supported_is_told_so(unit, option: int, opcode: int) -> None:
     assert unit.run(rsoc(option, opcode)) == bytes.fromhex("00 01 0000")
