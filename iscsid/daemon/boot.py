@@ -28,6 +28,7 @@ class WorkerBoot:
     ``prepared`` holds, per target name and LUN, the options to open the back end with: those of the configuration,
     and what ``prepare`` added to them before the fork. ``owners`` names, per target with a LUN that only one process
     may open, the index of the worker that opens it: no other worker opens that target's devices or serves it.
+    ``copy_key`` authenticates the tokens of copies; it is the same in all workers of one server.
     """
 
     index: int
@@ -35,6 +36,7 @@ class WorkerBoot:
     plugins: Plugins
     prepared: Mapping[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
     owners: Mapping[str, int] = field(default_factory=dict)
+    copy_key: bytes = field(default=b"", repr=False)
 
     def serves(self, target: str) -> bool:
         """Whether this worker opens the devices of ``target``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,9 +16,12 @@ from iscsid.daemon.boot import WorkerBoot
 from iscsid.daemon.locks import RangeLock, lock_path
 from iscsid.daemon.pool import Pool
 from iscsid.errors import BlockError, Fault, IscsidError
+from iscsid.scsi.copy_move import designations
+from iscsid.scsi.copy_state import CopyServices, Designation, Party
 from iscsid.scsi.lu import Identity, LogicalUnit
+from iscsid.scsi.state import NexusId
 from iscsid.specs import LunSpec, TargetSpec
-from iscsid.target.node import TargetNode
+from iscsid.target.node import Nexus, TargetNode
 from iscsid.text.keys import TARGET_OFFERS
 
 log = logging.getLogger(__name__)
@@ -38,13 +42,26 @@ class Nodes:
         self._locks: list[RangeLock] = []
         self._slow: list[tuple[Guarded, Callable[[memoryview, int], None]]] = []
         self._slow_until = 0.0
+        copying = CopyServices(self.find, boot.copy_key, _seconds)
         try:
             for target in boot.spec.targets:
                 if boot.serves(target.name):
-                    self.by_name[target.name] = _open_target(boot, target, self._locks)
+                    self.by_name[target.name] = _open_target(boot, target, self._locks, copying)
         except NodeError:
             self.close(flush=False)
             raise
+
+    def find(self, designation: Designation, nexus: NexusId) -> Party | None:
+        """Return the unit with a designation of VPD page 83h, and the nexus to it of the initiator port in ``nexus``.
+
+        Every initiator may use every target. That of its session comes first: a medium may be a LUN of several.
+        """
+        for node in sorted(self.by_name.values(), key=lambda node: node.name != nexus.target):
+            for unit in dict.fromkeys(node.units.values()):
+                if designation in designations(unit):
+                    port = NexusId(nexus.initiator, nexus.isid, node.name, node.portal_group_tag)
+                    return Party(unit, Nexus(port, node.luns, node.copying))
+        return None
 
     def by_serial(self) -> dict[str, list[LogicalUnit]]:
         """The logical units by what the workers and the supervisor call them; one medium may have several LUNs."""
@@ -116,11 +133,16 @@ def _parted(left: set[tuple[str, int]], key: tuple[str, int], _result: Any, erro
         log.error("%s: flush or close failed: %s", key[0], error)
 
 
+def _seconds() -> int:
+    """A clock that all workers share: the machine's, since it was started."""
+    return int(time.monotonic())
+
+
 def _later(_data: memoryview, _offset: int) -> None:
     raise BlockingIOError
 
 
-def _open_target(boot: WorkerBoot, target: TargetSpec, locks: list[RangeLock]) -> TargetNode:
+def _open_target(boot: WorkerBoot, target: TargetSpec, locks: list[RangeLock], copying: CopyServices) -> TargetNode:
     units: dict[int, LogicalUnit] = {}
     for lun in target.luns:
         try:
@@ -131,7 +153,7 @@ def _open_target(boot: WorkerBoot, target: TargetSpec, locks: list[RangeLock]) -
             words = str(error) if isinstance(error, IscsidError | OSError) else f"{type(error).__name__}: {error}"
             raise NodeError(f"{target.name} LUN {lun.lun}: {words}") from error
     offers = {**TARGET_OFFERS, **target.parameters}
-    return TargetNode(target.name, units, alias=target.alias, offers=offers)
+    return TargetNode(target.name, units, alias=target.alias, offers=offers, copying=copying)
 
 
 def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: list[RangeLock]) -> LogicalUnit:

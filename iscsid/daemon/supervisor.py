@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 PIDFILE_NAME: Final = "server.pid"
 TICK: Final = 1.0  # seconds between two looks at what no event tells
 STOP_SHARE: Final = 0.8  # of stop_timeout is the workers' own; the rest is for their flushing and going
+COPY_KEY_SIZE: Final = 32  # bytes of the key for tokens of copies: that of the hash
 MAX_FILES: Final = 65536  # descriptors that are asked for: sessions, callers, and what back ends open
 
 OK: Final = 0
@@ -180,7 +181,7 @@ class Supervisor:
         stack.callback(self._signals.close)
         self.selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self.selector.register(self._keeper, selectors.EVENT_READ, self.arbiter.on_kept)
-        boot = partial(_boot, self.spec, self.plugins, media, self._owners)
+        boot = partial(_boot, self.spec, self.plugins, media, self._owners, os.urandom(COPY_KEY_SIZE))
         forker = Forker(self._run_worker, boot, self._logs, self._leave)
         self.fleet = Fleet(self._count, self.selector, forker, self)
         self.arbiter.lead(self.fleet)
@@ -415,8 +416,10 @@ class Supervisor:
             self.fleet.kill(child, reason)
 
 
-def _boot(spec: ServerSpec, plugins: Plugins, media: Media, owners: dict[str, int], index: int) -> WorkerBoot:
-    return WorkerBoot(index, spec, plugins, media.options, owners)
+def _boot(
+    spec: ServerSpec, plugins: Plugins, media: Media, owners: dict[str, int], copy_key: bytes, index: int
+) -> WorkerBoot:
+    return WorkerBoot(index, spec, plugins, media.options, owners, copy_key)
 
 
 def _raise_file_limit() -> None:

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 
 from iscsid.scsi import (
     atomic,
+    copy,
+    copy_results,
+    copy_token,
     inquiry,
     log,
     medium,
@@ -26,7 +29,14 @@ from iscsid.scsi import (
     reservation_out,
     rw,
 )
-from iscsid.scsi.const import Opcode, PersistentReserveIn, PersistentReserveOut, ServiceAction
+from iscsid.scsi.const import (
+    Opcode,
+    PersistentReserveIn,
+    PersistentReserveOut,
+    ServiceAction,
+    ThirdPartyCopyIn,
+    ThirdPartyCopyOut,
+)
 
 if TYPE_CHECKING:
     from iscsid.scsi.lu import LogicalUnit, Nexus
@@ -142,7 +152,7 @@ def _row(
     )
 
 
-_Op, _Sa = Opcode, ServiceAction
+_Op, _Sa, _Out, _In = Opcode, ServiceAction, ThirdPartyCopyOut, ThirdPartyCopyIn
 _PrIn, _PrOut = PersistentReserveIn, PersistentReserveOut
 # fmt: off
 COMMANDS: tuple[Command, ...] = (
@@ -217,6 +227,27 @@ COMMANDS: tuple[Command, ...] = (
          (), _OUT, reservation_out.persistent_reserve_out, False, _DISK, _DECIDED, _REPORTED, _SHORT),
     _row(_Op.PERSISTENT_RESERVE_OUT, _PrOut.REGISTER_AND_MOVE, "5f 07 ff 0000 ffffffff 00",
          (), _OUT, reservation_out.persistent_reserve_out, False, _DISK, _DECIDED, _REPORTED, _SHORT),
+    # Whatever refuses a WRITE refuses these at the unit that is written, which may be another one.
+    _row(_Op.THIRD_PARTY_COPY_OUT, _Out.EXTENDED_COPY_LID1, "83 00 0000000000000000 ffffffff 00 00",
+         (), _OUT, copy.extended_copy_lid1, False, _DISK, _WRITING, _REPORTED, _LONG),
+    _row(_Op.THIRD_PARTY_COPY_OUT, _Out.EXTENDED_COPY_LID4, "83 01 0000000000000000 ffffffff 00 00",
+         (), _OUT, copy.extended_copy_lid4, False, _DISK, _WRITING, _REPORTED, _LONG),
+    _row(_Op.THIRD_PARTY_COPY_OUT, _Out.POPULATE_TOKEN, "83 10 00000000 ffffffff ffffffff 00 00",
+         (), _OUT, copy_token.populate_token, False, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.THIRD_PARTY_COPY_OUT, _Out.WRITE_USING_TOKEN, "83 11 00000000 ffffffff ffffffff 00 00",
+         (), _OUT, copy_token.write_using_token, False, _DISK, _WRITING, _REPORTED, _LONG),
+    _row(_Op.THIRD_PARTY_COPY_OUT, _Out.COPY_OPERATION_ABORT, "83 1c ffffffff 0000000000000000 00 00",
+         (), _NONE, copy.copy_operation_abort, False, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.THIRD_PARTY_COPY_IN, _In.RECEIVE_COPY_STATUS_LID1, "84 00 ff 00000000000000 ffffffff 00 00",
+         (), _IN, copy_results.receive_copy_status_lid1, False, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.THIRD_PARTY_COPY_IN, _In.RECEIVE_COPY_OPERATING_PARAMETERS, "84 03 0000000000000000 ffffffff 00 00",
+         (), _IN, copy_results.receive_copy_operating_parameters, False, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.THIRD_PARTY_COPY_IN, _In.RECEIVE_COPY_FAILURE_DETAILS_LID1, "84 04 ff 00000000000000 ffffffff 00 00",
+         (), _IN, copy_results.receive_copy_failure_details_lid1, False, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.THIRD_PARTY_COPY_IN, _In.RECEIVE_COPY_STATUS_LID4, "84 05 ffffffff 00000000 ffffffff 00 00",
+         (), _IN, copy_results.receive_copy_status_lid4, False, _DISK, _WRITING, _REPORTED, _SHORT),
+    _row(_Op.THIRD_PARTY_COPY_IN, _In.RECEIVE_ROD_TOKEN_INFORMATION, "84 07 ffffffff 00000000 ffffffff 00 00",
+         (), _IN, copy_results.receive_rod_token_information, False, _DISK, _WRITING, _REPORTED, _SHORT),
     _row(_Op.READ_16, None, "88 18 ffffffffffffffff ffffffff 00 00",
          (), _IN, rw.read_16, False, _DISK, _READING, _REPORTED, _SHORT),
     _row(_Op.COMPARE_AND_WRITE, None, "89 18 ffffffffffffffff 000000 ff 00 00",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from iscsid.errors import ScsiError
 from iscsid.scsi.const import DIRECT_ACCESS_BLOCK_DEVICE, PROTOCOL_ISCSI, Association, CodeSet, Designator
+from iscsid.scsi.copy_vpd import third_party_copy
 from iscsid.scsi.plan import Plan, Reply
 from iscsid.scsi.ports import port_name
 from iscsid.scsi.sense import Reason, build_sense
@@ -27,7 +28,7 @@ DESC = 0x01  # byte 1 of REQUEST SENSE: descriptor format
 STANDARD = struct.Struct(">BBBBBBBB8s16s4s22x8H22x")
 VERSION_SPC_4 = 0x06
 _HISUP, _FORMAT = 0x10, 0x02  # hierarchical LUNs; the format of SPC-2 and later
-_TPGS_IMPLICIT, _MULTIP, _CMDQUE = 0x10, 0x10, 0x02  # bytes 5, 6 and 7
+_3PC, _TPGS_IMPLICIT, _MULTIP, _CMDQUE = 0x08, 0x10, 0x10, 0x02  # bytes 5, 6 and 7
 VERSION_DESCRIPTORS = (0x00A0, 0x0960, 0x0460, 0x04C0)  # SAM-5, iSCSI, SPC-4, SBC-3, no version claimed (SPC-4 6.6.5)
 
 
@@ -52,7 +53,7 @@ def standard_data(identity: Identity, ports: int = 1) -> bytes:
         VERSION_SPC_4,
         _HISUP | _FORMAT,
         STANDARD.size - 5,
-        _TPGS_IMPLICIT,  # REPORT TARGET PORT GROUPS without SET; no SCC, ACC, 3PC, PROTECT
+        _TPGS_IMPLICIT | _3PC,  # REPORT TARGET PORT GROUPS without SET; no SCC, ACC, PROTECT
         _MULTIP if ports > 1 else 0,  # no enclosure
         _CMDQUE,
         padded(identity.vendor, 8),
@@ -247,6 +248,7 @@ PAGES: dict[int, Callable[[LogicalUnit, Nexus], bytes]] = {
     0x86: extended_inquiry_data,
     0x87: mode_page_policy,
     0x88: scsi_ports,
+    0x8F: third_party_copy,
     0xB0: block_limits,
     0xB1: block_device_characteristics,
     0xB2: logical_block_provisioning,

@@ -27,6 +27,7 @@ from iscsid.scsi.state import NexusId
 
 if TYPE_CHECKING:
     from iscsid.block.guard import Guarded
+    from iscsid.scsi.copy_state import Copies
 
 MAX_TRANSFER = 32 << 20  # bytes of one READ or WRITE: bounds what a command may make us hold
 MAX_WRITE_SAME = 256 << 20  # bytes of one WRITE SAME: a few seconds of a slow disk, since it cannot be interrupted
@@ -64,6 +65,10 @@ class Nexus(Protocol):
     @property
     def attentions(self) -> MutableSequence[Reason] | None:
         """Unit attentions that wait for this nexus and this logical unit, oldest first; None or empty when none do."""
+
+    @property
+    def copies(self) -> Copies:
+        """The third-party copies of this nexus and this logical unit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from iscsid.block.guard import Guarded
+from iscsid.scsi.copy_state import ALONE, Copies, CopyServices
 from iscsid.scsi.lu import LogicalUnit
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import NexusId
@@ -21,11 +22,21 @@ class Nexus:
         id: the I_T nexus, by which the workers and the supervisor speak of it.
         attentions: the unit attentions that wait for it, oldest first.
         restricted: a reservation of another nexus stands in the way of some commands.
+        copies: the third-party copies that were started through it.
     """
 
-    __slots__ = ("attentions", "id", "initiator_name", "luns", "portal_group_tag", "restricted", "target_name")
+    __slots__ = (
+        "attentions",
+        "copies",
+        "id",
+        "initiator_name",
+        "luns",
+        "portal_group_tag",
+        "restricted",
+        "target_name",
+    )
 
-    def __init__(self, nexus_id: NexusId = NOBODY, luns: Sequence[int] = ()) -> None:
+    def __init__(self, nexus_id: NexusId = NOBODY, luns: Sequence[int] = (), copying: CopyServices = ALONE) -> None:
         self.id = nexus_id
         self.initiator_name = nexus_id.initiator
         self.target_name = nexus_id.target
@@ -33,6 +44,7 @@ class Nexus:
         self.luns = luns
         self.attentions: list[Reason] = []
         self.restricted = False
+        self.copies = Copies(copying)
 
 
 Seat = tuple[LogicalUnit, Nexus]
@@ -44,9 +56,10 @@ class TargetNode:
     Attributes:
         offers: what it offers in negotiation, by the RFC's key names.
         units: the logical units by the raw LUN field of a PDU, in every form that SAM allows for a number.
+        copying: what the worker does for third-party copies.
     """
 
-    __slots__ = ("alias", "luns", "name", "offers", "portal_group_tag", "units")
+    __slots__ = ("alias", "copying", "luns", "name", "offers", "portal_group_tag", "units")
 
     def __init__(
         self,
@@ -56,9 +69,11 @@ class TargetNode:
         alias: str = "",
         portal_group_tag: int = 1,
         offers: Mapping[str, str] = TARGET_OFFERS,
+        copying: CopyServices = ALONE,
     ) -> None:
         self.name = name
         self.alias = alias
+        self.copying = copying
         self.offers = offers
         self.portal_group_tag = portal_group_tag
         self.luns = tuple(sorted(units))
@@ -67,7 +82,7 @@ class TargetNode:
     def seats(self, initiator_name: str, isid: int) -> dict[int, Seat]:
         """What a session of this initiator port finds behind each raw LUN field: the unit, and its nexus to it."""
         nexus_id = NexusId(initiator_name, isid, self.name, self.portal_group_tag)
-        nexuses = {unit: Nexus(nexus_id, self.luns) for unit in self.units.values()}
+        nexuses = {unit: Nexus(nexus_id, self.luns, self.copying) for unit in self.units.values()}
         for unit, nexus in nexuses.items():
             nexus.restricted = unit.restricts(nexus_id)
         return {form: (unit, nexuses[unit]) for form, unit in self.units.items()}

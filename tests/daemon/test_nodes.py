@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from iscsid.daemon.nodes import RETRY_SECONDS, NodeError, Nodes
 from iscsid.errors import BlockError, Fault, PluginError
 from iscsid.plugin import Mode, Threading
 from iscsid.plugin.manager import load
+from iscsid.scsi.copy_move import designations
+from iscsid.scsi.state import NexusId
 from iscsid.specs import LayerSpec, LunSpec, ServerSpec, TargetSpec
 from iscsid.text.keys import TARGET_OFFERS
 
@@ -49,6 +52,25 @@ def raising(error: BaseException) -> Any:
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_units_of_every_target_are_found_by_their_designations() -> None:
+    targets = [
+        TargetSpec(name, (dataclasses.replace(lun_of(MemoryDevice(), 3), serial=name),)) for name in ("iqn.a", "iqn.b")
+    ]
+    nodes = Nodes(WorkerBoot(0, ServerSpec(targets=tuple(targets)), Planted(), copy_key=b"key"))  # type: ignore[arg-type]
+    asking = NexusId("iqn.host", 7, "iqn.a", 1)
+    for name in ("iqn.a", "iqn.b"):
+        unit = nodes.by_name[name].units[3 << 48]
+        for designation in designations(unit):
+            found = nodes.find(designation, asking)
+            assert found is not None and found.unit is unit
+            assert found.nexus.id == NexusId("iqn.host", 7, name, 1)
+    assert nodes.find((1, 3, b"unknown!"), asking) is None
+    services = nodes.by_name["iqn.a"].seats("iqn.host", 7)[3 << 48][1].copies.services
+    assert services.key == b"key" and services.find(designations(unit)[0], asking) is not None
+    assert services.now() >= 0
+    nodes.close()
 
 
 def test_targets_are_opened_by_name_with_their_parameters() -> None:

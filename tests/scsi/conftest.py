@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +14,12 @@ from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Sup
 from iscsid.block.guard import Guarded
 from iscsid.errors import ScsiError
 from iscsid.scsi.absent import AbsentUnit
+from iscsid.scsi.copy_state import Copies
 from iscsid.scsi.lu import Identity, LogicalUnit
 from iscsid.scsi.plan import Job, Plan, Read, Reply, Write
 from iscsid.scsi.state import NexusId
+
+sys.path[:0] = [str(Path(__file__).parent)]
 
 TARGET = "iqn.2026-11.org.iscsid:disk0"
 IDENTITY = Identity(serial="SER0001", name=f"{TARGET},L,0x0000000000000000")
@@ -69,6 +74,7 @@ class FakeNexus:
         self.portal_group_tag = 1
         self.luns: list[int] = [0]
         self.attentions: list[Any] | None = None
+        self.copies = Copies()
         self.id = NexusId(self.initiator_name, 1, TARGET, 1)
         self.restricted = False
 
