@@ -7,6 +7,7 @@ import struct
 import pytest
 from copy_kit import b2b, cscd, extended_copy, lid1, lid4, refused
 
+from iscsid.errors import ScsiError
 from iscsid.scsi.copy_results import status_lid4
 from iscsid.scsi.copy_state import Operation
 from iscsid.scsi.sense import Reason, build_sense
@@ -78,8 +79,6 @@ def test_count_of_a_long_copy_is_told_in_kibibytes(unit) -> None:
 
 
 def test_cancelled_copy_is_told_as_terminated() -> None:
-    from iscsid.errors import ScsiError
-
     operation = Operation(1, 1)
     operation.running = False
     operation.error = ScsiError(Reason.COPY_OPERATION_ABORTED)
