@@ -11,6 +11,7 @@ from iscsid.specs import ServerSpec
 
 if TYPE_CHECKING:
     from iscsid.plugin.manager import Plugins
+    from iscsid.shared.figures import FigureTable
 
 
 class ExitCode(enum.IntEnum):
@@ -37,6 +38,7 @@ class WorkerBoot:
     prepared: Mapping[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
     owners: Mapping[str, int] = field(default_factory=dict)
     copy_key: bytes = field(default=b"", repr=False)
+    figures: FigureTable | None = None  # of all workers; None: there are no log pages
 
     def serves(self, target: str) -> bool:
         """Whether this worker opens the devices of ``target``."""

@@ -20,6 +20,7 @@ from iscsid.scsi.copy_move import designations
 from iscsid.scsi.copy_state import CopyServices, Designation, Party
 from iscsid.scsi.lu import Identity, LogicalUnit
 from iscsid.scsi.state import NexusId
+from iscsid.shared.figures import Ledger
 from iscsid.specs import LunSpec, TargetSpec
 from iscsid.target.node import Nexus, TargetNode
 from iscsid.text.keys import TARGET_OFFERS
@@ -42,6 +43,7 @@ class Nodes:
         self._locks: list[RangeLock] = []
         self._slow: list[tuple[Guarded, Callable[[memoryview, int], None]]] = []
         self._slow_until = 0.0
+        self._ledger = None if boot.figures is None else Ledger(boot.figures, boot.index)
         copying = CopyServices(self.find, boot.copy_key, _seconds)
         try:
             for target in boot.spec.targets:
@@ -87,7 +89,10 @@ class Nodes:
                     device.write_now = _later
 
     def tick(self, now: float) -> None:
-        """Let writes back into the loop when the time is up."""
+        """Tell all workers what the units have done, and let writes back into the loop when the time is up."""
+        if self._ledger is not None:
+            for serial, units in self.by_serial().items():
+                self._ledger.post(serial, [unit.tally for unit in units])
         if self._slow and now >= self._slow_until:
             for device, write_now in self._slow:
                 device.write_now = write_now
@@ -171,7 +176,8 @@ def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: list[R
         name = f"{target.name},L,0x{lun.lun:016x}"
         locks.append(RangeLock(lock_path(boot.spec.runtime_dir, lun.serial or name)))
         guarded.exclusive = locks[-1].exclusive
-        return LogicalUnit(guarded, Identity(lun.serial, name, lun.vendor, lun.product))
+        figures = None if boot.figures is None else partial(boot.figures.total, lun.serial)
+        return LogicalUnit(guarded, Identity(lun.serial, name, lun.vendor, lun.product), figures=figures)
     except Exception:
         _discard(device)
         raise

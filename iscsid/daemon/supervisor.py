@@ -8,8 +8,10 @@ released. What is decided is decided elsewhere (placement, registry); here is wh
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import logging
+import mmap
 import os
 import resource
 import selectors
@@ -36,6 +38,7 @@ from iscsid.daemon.pidfile import PidFile
 from iscsid.daemon.reports import Reports
 from iscsid.daemon.signals import Signals
 from iscsid.daemon.stats import ProcessStats
+from iscsid.shared.figures import FigureTable
 from iscsid.shared.messages import (
     Connect,
     Drop,
@@ -182,7 +185,8 @@ class Supervisor:
         self.selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self.selector.register(self._keeper, selectors.EVENT_READ, self.arbiter.on_kept)
         boot = partial(_boot, self.spec, self.plugins, media, self._owners, os.urandom(COPY_KEY_SIZE))
-        forker = Forker(self._run_worker, boot, self._logs, self._leave)
+        figured = partial(_figured, boot, self._figures())
+        forker = Forker(self._run_worker, figured, self._logs, self._leave)
         self.fleet = Fleet(self._count, self.selector, forker, self)
         self.arbiter.lead(self.fleet)
         stack.callback(self.fleet.end)
@@ -190,6 +194,11 @@ class Supervisor:
             self.fleet.start(time.monotonic())
         except OSError as exc:
             raise StartError(f"cannot fork a worker: {exc.strerror or exc}") from exc
+
+    def _figures(self) -> FigureTable:
+        units = [lun.serial for target in self.spec.targets for lun in target.luns]
+        memory = mmap.mmap(-1, FigureTable.size(self._count, units))  # shared with all who are forked from here
+        return FigureTable(memoryview(memory), self._count, units)
 
     def _leave(self) -> None:
         """In a worker just forked: close what is the supervisor's. The epoll descriptor goes first: it is shared with
@@ -420,6 +429,10 @@ def _boot(
     spec: ServerSpec, plugins: Plugins, media: Media, owners: dict[str, int], copy_key: bytes, index: int
 ) -> WorkerBoot:
     return WorkerBoot(index, spec, plugins, media.options, owners, copy_key)
+
+
+def _figured(boot: Callable[[int], WorkerBoot], figures: FigureTable, index: int) -> WorkerBoot:
+    return dataclasses.replace(boot(index), figures=figures)
 
 
 def _raise_file_limit() -> None:

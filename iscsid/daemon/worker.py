@@ -432,6 +432,8 @@ class Worker:
             link.tick(now, spec.login_timeout, spec.nop_interval, spec.nop_timeout)
         for farewell in [farewell for farewell in self._farewells if now > farewell.deadline]:
             farewell.close()
+        for link in self._links.values():
+            link.engine.meter.settle()
         self._nodes.tick(now)
         self._channel.flush()
         self._beat(now)

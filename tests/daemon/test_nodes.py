@@ -17,7 +17,9 @@ from iscsid.errors import BlockError, Fault, PluginError
 from iscsid.plugin import Mode, Threading
 from iscsid.plugin.manager import load
 from iscsid.scsi.copy_move import designations
+from iscsid.scsi.log import Figures
 from iscsid.scsi.state import NexusId
+from iscsid.shared.figures import FigureTable
 from iscsid.specs import LayerSpec, LunSpec, ServerSpec, TargetSpec
 from iscsid.text.keys import TARGET_OFFERS
 
@@ -345,3 +347,27 @@ def test_close_gives_lock_files_back_with_the_devices(tmp_path: Path, release: b
     nodes.close(release=release)
     assert (lock._fd < 0) is release
     lock.close()
+
+
+def test_units_tell_what_all_workers_have_counted() -> None:
+    target = TargetSpec(TARGET, (LunSpec(0, "null", {"size": 1 << 20}, serial="S0"),))
+    size = FigureTable.size(2, ["S0"])
+    table = FigureTable(memoryview(bytearray(size)), 2, ["S0"])
+    table.store(1, "S0", Figures(read_bytes=1000))  # another worker's
+    nodes = Nodes(WorkerBoot(0, ServerSpec(targets=(target,)), load(["null"]), figures=table))
+    (unit,) = nodes.by_serial()["S0"]
+    unit.tally.read_bytes = 24
+    nodes.tick(0.0)
+    assert unit.figures is not None
+    assert unit.figures() == Figures(read_bytes=1024)
+    assert "LOG_SENSE" in [command.name for command in unit.commands]
+    nodes.close()
+
+
+def test_units_of_a_worker_without_the_table_have_no_log_pages() -> None:
+    target = TargetSpec(TARGET, (LunSpec(0, "null", {"size": 1 << 20}, serial="S0"),))
+    nodes = Nodes(WorkerBoot(0, ServerSpec(targets=(target,)), load(["null"])))
+    (unit,) = nodes.by_serial()["S0"]
+    nodes.tick(0.0)
+    assert unit.figures is None
+    nodes.close()

@@ -36,6 +36,27 @@ def test_two_sessions_of_one_disk_run_in_two_workers_and_see_each_others_data(
     wait_until(lambda: not server.sessions(), "both sessions are over")
 
 
+def moved(initiator: Initiator, page: int) -> int:
+    """The total bytes processed that LOG SENSE tells of reads (03h) or writes (02h)."""
+    status, data = initiator.command(bytes.fromhex(f"4d00{0x40 | page:02x}0000 0000 0100 00"), expect=256)
+    assert status == 0 and data[4:6] == b"\0\5"
+    return int.from_bytes(data[8:16], "big")
+
+
+def test_log_pages_tell_what_the_sessions_of_all_workers_have_moved(
+    start: StartServer, ram: list[dict[str, Any]]
+) -> None:
+    server = start(ram, workers=2)
+    with Initiator(server.address, ONE) as one, Initiator(server.address, TWO) as two:
+        assert {server.worker_of(name) for name in (ONE, TWO)} == {0, 1}
+        for initiator in (one, two):
+            initiator.write(0, bytes(4096))
+            initiator.read(0, 4)
+        for initiator in (one, two):
+            wait_until(lambda asked=initiator: moved(asked, 0x02) == 8192, "written bytes of both")
+            wait_until(lambda asked=initiator: moved(asked, 0x03) == 4096, "read bytes of both")
+
+
 @pytest.mark.judge("qemu-io")
 @pytest.mark.parametrize("backend", ["ram", "file"])
 def test_foreign_sessions_see_what_ours_has_written_and_flushed(

@@ -1,0 +1,72 @@
+"""The figures of logical units over all workers: memory that the supervisor makes before it forks.
+
+Each worker has, for each unit, a line of its own, which it alone writes and everybody reads. So nothing is locked, no
+message is sent, and what a worker has counted stays when it dies: its successor counts on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from iscsid.scsi.log import Figures
+
+LINE: Final = 64  # bytes: one cache line, so that workers do not take lines from each other
+_CELL: Final = 8
+_FIELDS: Final = tuple(field.name for field in dataclasses.fields(Figures))
+
+
+class FigureTable:
+    """The lines of ``workers`` workers for ``units``, the serial numbers of all logical units.
+
+    ``memory`` has at least ``size`` bytes, all 0 at first, and is shared by all processes that have the table.
+    """
+
+    def __init__(self, memory: memoryview, workers: int, units: Sequence[str]) -> None:
+        self._cells = memory.cast("Q")
+        self._workers = workers
+        self._columns = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
+
+    @staticmethod
+    def size(workers: int, units: Sequence[str]) -> int:
+        """How many bytes of memory the table needs; never 0."""
+        return max(1, workers * len(set(units))) * LINE
+
+    def store(self, worker: int, unit: str, figures: Figures) -> None:
+        """Replace the line of ``worker`` for ``unit``. Each number is stored as a whole: no reader sees half of one."""
+        at = self._start(worker, unit)
+        for number, name in enumerate(_FIELDS):
+            self._cells[at + number] = getattr(figures, name)
+
+    def row(self, worker: int, unit: str) -> Figures:
+        """What ``worker``, and those before it in its place, have counted."""
+        at = self._start(worker, unit)
+        return Figures(*self._cells[at : at + len(_FIELDS)])
+
+    def total(self, unit: str) -> Figures:
+        """The sum over all workers."""
+        return added(self.row(worker, unit) for worker in range(self._workers))
+
+    def _start(self, worker: int, unit: str) -> int:
+        return (worker * len(self._columns) + self._columns[unit]) * (LINE // _CELL)
+
+
+class Ledger:
+    """What one worker writes: its own counts on top of what its predecessors have left."""
+
+    def __init__(self, table: FigureTable, worker: int) -> None:
+        self._table = table
+        self._worker = worker
+        self._before: dict[str, Figures] = {}
+
+    def post(self, unit: str, tallies: Iterable[Figures]) -> None:
+        """``tallies`` are all that this process has counted of ``unit``, which may have several LUNs."""
+        before = self._before.setdefault(unit, self._table.row(self._worker, unit))
+        self._table.store(self._worker, unit, added((before, *tallies)))
+
+
+def added(figures: Iterable[Figures]) -> Figures:
+    """Return the sum."""
+    listed = tuple(figures)
+    return Figures(*(sum(getattr(each, name) for each in listed) for name in _FIELDS))
