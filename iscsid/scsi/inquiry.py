@@ -79,12 +79,12 @@ def vpd_page(peripheral: int, page: int, payload: bytes) -> bytes:
 
 
 def supported_pages(lu: LogicalUnit, nexus: Nexus) -> bytes:
-    """Page 00h (SPC-4 7.8.14): ascending."""
+    """Page 00h (SPC-4 7.8.16): ascending."""
     return bytes(sorted(PAGES))
 
 
 def unit_serial_number(lu: LogicalUnit, nexus: Nexus) -> bytes:
-    """Page 80h (SPC-4 7.8.17)."""
+    """Page 80h (SPC-4 7.8.18)."""
     return padded(lu.identity.serial, len(lu.identity.serial))
 
 
@@ -157,7 +157,7 @@ _SHARED = 0b00  # MODE PAGE POLICY
 
 
 def mode_page_policy(lu: LogicalUnit, nexus: Nexus) -> bytes:
-    """Page 87h (SPC-4 7.8.10): one descriptor for all pages: one set of values for all I_T nexuses of the unit."""
+    """Page 87h (SPC-4 7.8.9): one descriptor for all pages: one set of values for all I_T nexuses of the unit."""
     return _ALL_PAGES_AND_SUBPAGES + bytes((_SHARED, 0))
 
 
@@ -165,7 +165,7 @@ _PORT_HEADER = struct.Struct(">2xH2xH")  # RELATIVE PORT IDENTIFIER, INITIATOR P
 
 
 def scsi_ports(lu: LogicalUnit, nexus: Nexus) -> bytes:
-    """Page 88h (SPC-4 7.8.16): every target port of the target, by its SCSI name; none of them is an initiator."""
+    """Page 88h (SPC-4 7.8.14): every target port of the target, by its SCSI name; none of them is an initiator."""
     descriptors = []
     for group in lu.port_groups:
         name = name_string(port_name(nexus.target_name, group.tag))

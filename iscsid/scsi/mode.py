@@ -101,7 +101,7 @@ PAGES: dict[int, Page] = {
     # No reassignment, no recovery of ours: the medium below does its own.
     0x01: Page("read-write error recovery", "SBC-3 6.5.8", bytes(10)),
     # No limits beyond those that login negotiated.
-    0x02: Page("disconnect-reconnect", "SPC-4 7.5.9", bytes(14)),
+    0x02: Page("disconnect-reconnect", "SPC-4 7.5.10", bytes(14)),
     # WCE is the truth: 1 exactly when a completed write may be lost without a flush.
     0x08: Page("caching", "SBC-3 6.5.5", bytes(18), (Field("wce", 0, 0x04),)),
     # QERR 00b, TAS 0, UA_INTLCK_CTRL 00b.

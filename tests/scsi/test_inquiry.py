@@ -101,11 +101,11 @@ def test_page_that_is_not_there_is_refused(unit, code: int) -> None:
 
 
 def test_supported_pages_are_listed_in_ascending_order(unit) -> None:
-    assert page(unit, 0x00) == bytes.fromhex("0000 000b 00 80 83 85 86 87 88 8f b0 b1 b2")  # SPC-4 7.8.14
+    assert page(unit, 0x00) == bytes.fromhex("0000 000b 00 80 83 85 86 87 88 8f b0 b1 b2")  # SPC-4 7.8.16
 
 
 def test_serial_number_page(unit) -> None:
-    assert page(unit, 0x80) == bytes.fromhex("0080 0007") + b"SER0001"  # SPC-4 7.8.17
+    assert page(unit, 0x80) == bytes.fromhex("0080 0007") + b"SER0001"  # SPC-4 7.8.18
 
 
 def designators(data: bytes) -> list[tuple[int, int, int, int, int, bytes]]:
@@ -182,7 +182,7 @@ def test_extended_inquiry_data_byte_by_byte(make_unit: Callable, lacks: tuple, v
 
 def test_mode_pages_are_shared_by_all_nexuses(unit) -> None:
     assert page(unit, 0x87) == bytes.fromhex(
-        "0087 0004"  # SPC-4 7.8.10
+        "0087 0004"  # SPC-4 7.8.9
         "3f ff"  # POLICY PAGE CODE and POLICY SUBPAGE CODE: all that no other descriptor names
         "00"  # MLUS 0, MODE PAGE POLICY 00b: shared
         "00"
@@ -192,7 +192,7 @@ def test_mode_pages_are_shared_by_all_nexuses(unit) -> None:
 def test_scsi_ports_of_one_portal_group(unit) -> None:
     name = name_string(f"{TARGET},t,0x0001")
     head = bytes.fromhex(
-        "0088 0038"  # SPC-4 7.8.16
+        "0088 0038"  # SPC-4 7.8.14
         "0000 0001"  # reserved, RELATIVE PORT IDENTIFIER
         "0000 0000"  # reserved, INITIATOR PORT TRANSPORTID LENGTH
         "0000 002c"  # reserved, TARGET PORT DESCRIPTORS LENGTH

@@ -82,9 +82,9 @@ def test_every_page_has_its_row_with_name_and_clause() -> None:
     assert [int(row[0].rstrip("h"), 16) for row in modes] == sorted(mode.PAGES)
     assert [int(row[0].rstrip("h"), 16) for row in logs] == sorted(log.PAGES)
     assert all(row[1] and row[2] for row in (*vpd, *modes, *logs))
-    assert ["88h", "SCSI ports", "SPC-4 7.8.16"] in vpd
+    assert ["88h", "SCSI ports", "SPC-4 7.8.14"] in vpd
     assert ["0Ah", "control", "SPC-4 7.5.8", "D_SENSE, SWP"] in modes
-    assert ["02h", "disconnect-reconnect", "SPC-4 7.5.9", ""] in modes
+    assert ["02h", "disconnect-reconnect", "SPC-4 7.5.10", ""] in modes
 
 
 def test_task_management_functions_are_those_that_the_unit_reports(unit) -> None:
