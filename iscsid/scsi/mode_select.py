@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from iscsid.errors import ScsiError
 from iscsid.scsi.mode import HEADER_6, HEADER_10, LONG_DESCRIPTOR, LONGLBA, PAGES, SHORT_DESCRIPTOR, ModeState
+from iscsid.scsi.plan import Ask, Plan
 from iscsid.scsi.sense import Reason
 
 if TYPE_CHECKING:
-    from iscsid.scsi.lu import LogicalUnit
+    from iscsid.scsi.lu import LogicalUnit, Nexus
 
 PF, SP = 0x10, 0x01  # byte 1: page format, save pages (SPC-4 6.9)
 _MODE_SELECT_6 = 0x15
@@ -46,6 +47,11 @@ def parameter_list_length(cdb: bytes) -> int:
 def saves(cdb: bytes) -> bool:
     """Whether the result is to be saved as well (SP)."""
     return bool(cdb[1] & SP)
+
+
+def mode_select(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    """SPC-4 6.9, 6.10: for the authority, which calls ``apply``."""
+    return Ask(parameter_list_length(cdb))
 
 
 def apply(current: ModeState, cdb: bytes, data: bytes | memoryview, facts: UnitFacts) -> ModeState:

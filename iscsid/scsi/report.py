@@ -174,7 +174,9 @@ def _timeouts(command: Command) -> bytes:
 # -- REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 6.36) ---------------------------------------------------------
 
 _REPD = 0x80
-_ATS, _ATSS = 0x80, 0x40  # ABORT TASK, ABORT TASK SET
+# Byte 0: ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET, QUERY TASK, TARGET RESET.
+# Byte 1: QUERY ASYNCHRONOUS EVENT, QUERY TASK SET.
+_FUNCTIONS = bytes((0x80 | 0x40 | 0x10 | 0x08 | 0x04 | 0x02, 0x04 | 0x02))
 _EXTENDED_LENGTH = 0x0C
 
 
@@ -184,7 +186,7 @@ def report_supported_task_management_functions(lu: LogicalUnit, cdb: bytes, nexu
     if allocation_length < 4:
         raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=6)
     if cdb[2] & _REPD:
-        data = struct.pack(">BxxB12x", _ATS | _ATSS, _EXTENDED_LENGTH)
+        data = _FUNCTIONS + struct.pack(">xB12x", _EXTENDED_LENGTH)
     else:
-        data = struct.pack(">B3x", _ATS | _ATSS)
+        data = _FUNCTIONS + bytes(2)
     return Reply(data[:allocation_length])

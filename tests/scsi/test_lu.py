@@ -89,7 +89,7 @@ def test_no_unit_attention_stops_nothing(unit, attentions: list | None) -> None:
     assert unit.plan("00") is DONE
 
 
-@pytest.mark.parametrize("opcode", ["01", "04", "15", "1e", "3b", "55", "7f", "c0", "ff"])
+@pytest.mark.parametrize("opcode", ["01", "04", "14", "1e", "3b", "54", "7f", "c0", "ff"])
 def test_unknown_operation_code_is_refused(unit, opcode: str) -> None:
     error = unit.refusal(opcode)
     assert error.reason is Reason.INVALID_COMMAND_OPERATION_CODE

@@ -246,7 +246,7 @@ def test_one_command_by_its_service_action(unit) -> None:
     assert unit.run(rsoc(2, 0x9E, 0x10))[:6] == bytes.fromhex("00 03 0010 9e 10")
 
 
-@pytest.mark.parametrize("opcode", [0x04, 0x15, 0x7E, 0x7F, 0xFF])
+@pytest.mark.parametrize("opcode", [0x04, 0x14, 0x7E, 0x7F, 0xFF])
 @pytest.mark.parametrize("option", [1, 2, 3])
 def test_command_that_is_not_supported_is_told_so(unit, option: int, opcode: int) -> None:
     assert unit.run(rsoc(option, opcode)) == bytes.fromhex("00 01 0000")
@@ -300,12 +300,13 @@ def test_usage_and_dispatch_agree_for_every_bit_of_every_command(unit) -> None:
 
 
 def test_supported_task_management_functions(unit) -> None:
-    assert unit.run("a3 0d 00 000000 00000004 00 00") == bytes.fromhex("c0 00 00 00")  # ABORT TASK, ABORT TASK SET
+    # ATS, ATSS, CTSS, LURS, QTS, TRS; QAES, QTSS
+    assert unit.run("a3 0d 00 000000 00000004 00 00") == bytes.fromhex("de 06 00 00")
 
 
 def test_supported_task_management_functions_extended(unit) -> None:
     data = unit.run("a3 0d 80 000000 00000010 00 00")
-    assert data == bytes.fromhex("c0 00 00 0c") + bytes(12)
+    assert data == bytes.fromhex("de 06 00 0c") + bytes(12)
 
 
 def test_supported_task_management_functions_are_cut(unit) -> None:
