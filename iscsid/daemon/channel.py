@@ -21,6 +21,7 @@ from iscsid.shared import messages
 from iscsid.shared.messages import Message
 
 MAX_QUEUED = 4096  # figures of 1,024 sessions, twice over, with room for what happens meanwhile
+SEND_BUFFER = 2 * messages.MAX_MESSAGE  # bytes; the kernel counts its own per message in
 MAX_BATCH = 256  # messages taken per call of receive(), so that one worker cannot hold the loop
 
 _FD_SIZE = array("i").itemsize
@@ -48,6 +49,9 @@ class Channel:
     def pair(cls) -> tuple[Self, Self]:
         """Two connected ends; descriptors are closed on exec."""
         left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (left, right):
+            # A message is taken whole or not at all, so that the longest one has to fit whatever the host's default is.
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         return cls(left), cls(right)
 
     def fileno(self) -> int:

@@ -11,6 +11,7 @@ import pytest
 from iscsid.daemon import channel as module
 from iscsid.daemon.channel import Channel, ChannelFull
 from iscsid.errors import LocalProtocolError
+from iscsid.shared import messages
 from iscsid.shared.messages import Beat, Connect, Drop, Message, Poll, Ready
 
 
@@ -212,3 +213,16 @@ def test_garbage_raises_and_closes_its_descriptor() -> None:
     assert open_descriptors() == before
     raw.close()
     end.close()
+
+
+def test_longest_message_passes_whole(ends: tuple[Channel, Channel]) -> None:
+    left, right = ends
+    long = Drop(1, "")
+    long.reason = "x" * (messages.MAX_MESSAGE - len(messages.encode(long)))
+    for _ in range(3):
+        left.send(long)
+    got = []
+    while len(got) < 3:
+        got += [message for message, _ in right.receive()]
+        left.flush()
+    assert got == [long] * 3
