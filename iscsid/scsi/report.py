@@ -185,8 +185,5 @@ def report_supported_task_management_functions(lu: LogicalUnit, cdb: bytes, nexu
     allocation_length = int.from_bytes(cdb[6:10], "big")
     if allocation_length < 4:
         raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=6)
-    if cdb[2] & _REPD:
-        data = _FUNCTIONS + struct.pack(">xB12x", _EXTENDED_LENGTH)
-    else:
-        data = _FUNCTIONS + bytes(2)
-    return Reply(data[:allocation_length])
+    rest = struct.pack(">xB12x", _EXTENDED_LENGTH) if cdb[2] & _REPD else bytes(2)
+    return Reply((_FUNCTIONS + rest)[:allocation_length])
