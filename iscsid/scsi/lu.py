@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from iscsid.scsi.copy_state import Copies
 
 MAX_TRANSFER = 32 << 20  # bytes of one READ or WRITE: bounds what a command may make us hold
-MAX_WRITE_SAME = 256 << 20  # bytes of one WRITE SAME: a few seconds of a slow disk, since it cannot be interrupted
+MAX_WRITE_SAME = 128 << 20  # bytes of one WRITE SAME: a second or two of a slow disk, since it cannot be interrupted
 MAX_UNMAP_BLOCKS = 1 << 20  # of one UNMAP: cheap, but not free, on every medium; libiscsi calls more insane
 MAX_UNMAP_DESCRIPTORS = 256
 

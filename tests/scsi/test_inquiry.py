@@ -234,14 +234,14 @@ def test_block_limits_byte_by_byte(make_unit: Callable) -> None:
         "00000100"  # MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT
         "00000080"  # OPTIMAL UNMAP GRANULARITY: 64 KiB
         "80000008"  # UGAVALID, UNMAP GRANULARITY ALIGNMENT: 4 KiB
-        "0000000000080000"  # MAXIMUM WRITE SAME LENGTH: 256 MiB
+        "0000000000040000"  # MAXIMUM WRITE SAME LENGTH: 128 MiB
     ) + bytes(20)
 
 
 def test_block_limits_of_a_device_that_cannot_discard_tell_no_unmap(make_unit: Callable) -> None:
     data = page(make_unit(lacks=["discard"], discard_granularity=4096), 0xB0)
     assert data[20:36] == bytes(16)
-    assert data[36:44] == (0x80000).to_bytes(8, "big")  # WRITE SAME is always there
+    assert data[36:44] == (0x40000).to_bytes(8, "big")  # WRITE SAME is always there
 
 
 def test_block_limits_count_in_blocks_of_the_unit(make_unit: Callable) -> None:
