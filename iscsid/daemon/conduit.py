@@ -8,6 +8,7 @@ what the change forbids.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +26,8 @@ from iscsid.scsi.state import Attention, NexusId
 from iscsid.shared.messages import AskReset, AskUnit, Message, UnitAnswer, UnitApplied, UpdateUnit
 from iscsid.target.engine import Engine
 from iscsid.target.task import Submit
+
+log = logging.getLogger(__name__)
 
 Done = Callable[[ScsiError | None], None]
 
@@ -110,7 +113,7 @@ class Conduit:
 
         for unit in uncached:
             left += 1
-            self._submit(partial(_flush, unit), lambda _, error: stopped())
+            self._submit(partial(_flush, unit), partial(_flushed, unit, stopped))
         for engine in list(self._sessions()):
             for unit in units:
                 left += 1
@@ -132,6 +135,13 @@ def _take_state(unit: LogicalUnit, plain: Mapping[str, Any]) -> bool:
 def _flush(unit: LogicalUnit) -> None:
     with unit.device.lock:
         unit.device.flush()
+
+
+def _flushed(unit: LogicalUnit, stopped: Callable[[], None], _: object, error: Exception | None) -> None:
+    """The acknowledgement has no room for an error, and every write is a forced one from now on, which will meet it."""
+    if error is not None:
+        log.error("%s: flush failed when its write cache was switched off: %s", unit.identity.name, error)
+    stopped()
 
 
 def _once(call: Callable[[], None]) -> Callable[[], None]:

@@ -13,6 +13,7 @@ from iscsid.daemon.conduit import Conduit
 from iscsid.errors import ScsiError
 from iscsid.scsi import reservation
 from iscsid.scsi.const import Status
+from iscsid.scsi.lu import Identity
 from iscsid.scsi.mode import ModeState
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId
@@ -34,6 +35,7 @@ class FakeDevice:
 class FakeUnit:
     def __init__(self) -> None:
         self.device = FakeDevice()
+        self.identity = Identity("S1", "the disk")
         self.state: Any = None
         self.default_mode_state = self.mode_state = ModeState(wce=True)
         self.saved_mode_state: ModeState | None = None
@@ -178,6 +180,17 @@ def test_mode_that_others_have_selected_is_taken_over_and_the_default_comes_back
     assert rig.units[0].mode_state == selected
     rig.conduit.update(update())
     assert rig.units[0].mode_state == rig.units[0].default_mode_state
+
+
+def test_flush_that_fails_when_the_cache_is_switched_off_is_logged_and_holds_up_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig(engines=0)
+    rig.conduit.update(update(mode=ModeState(wce=False).to_plain()))
+    [(_, done)] = rig.calls
+    done(None, OSError(5, "I/O error"))
+    assert rig.sent == [UnitApplied("S1", 7)]
+    assert "the disk: flush failed" in caplog.text
 
 
 def test_write_cache_that_is_switched_off_is_flushed_before_the_acknowledgement() -> None:
