@@ -21,6 +21,7 @@ from iscsid.plugin import (
     Extent,
     Fault,
     Option,
+    Space,
     Support,
     hookimpl,
 )
@@ -64,6 +65,9 @@ class FileDevice(DescriptorDevice):
 
     def block_status(self, offset: int, length: int) -> Iterable[Extent]:
         return linux.extents(self._fd, offset, length)
+
+    def space(self) -> Space:
+        return linux.file_space(self._fd)
 
     def capabilities(self) -> Capabilities:
         answer = super().capabilities()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from iscsid.plugin import Content, Extent
+from iscsid.plugin import Content, Extent, Space
 
 _libc = ctypes.CDLL(None, use_errno=True)  # calls release the GIL
 
@@ -113,6 +113,24 @@ def extents(fd: int, offset: int, length: int) -> Iterator[Extent]:
             offset = end
         if offset > data:
             yield Extent(data, offset - data, Content.DATA)
+
+
+_UNIT = 512  # of st_blocks, whatever the file system's block is
+
+
+def file_space(fd: int) -> Space:
+    """What the file takes of its file system, and what is left there for one who is not root."""
+    system = os.fstatvfs(fd)
+    return Space(os.fstat(fd).st_blocks * _UNIT, system.f_bavail * system.f_frsize)
+
+
+def memory_space(fd: int, size: int, meminfo: str = "/proc/meminfo") -> Space:
+    """What a memfd of ``size`` bytes takes of the memory, and how much more of it can be had."""
+    used = os.fstat(fd).st_blocks * _UNIT
+    for line in Path(meminfo).read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return Space(used, min(max(size - used, 0), int(line.split()[1]) << 10))
+    raise OSError(errno.ENODATA, f"{meminfo} does not tell what memory is available")
 
 
 # Block devices.

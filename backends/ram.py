@@ -20,6 +20,7 @@ from iscsid.plugin import (
     Fault,
     Mode,
     Option,
+    Space,
     Threading,
     hookimpl,
 )
@@ -64,6 +65,9 @@ class RamDevice(Device):
 
     def block_status(self, offset: int, length: int) -> Iterable[Extent]:
         return linux.extents(self._fd, offset, length)
+
+    def space(self) -> Space:
+        return linux.memory_space(self._fd, self.size)
 
     def close(self) -> None:
         """The mapping itself goes with the last slice of it that is still lent."""

@@ -67,6 +67,13 @@ class Extent(NamedTuple):
     content: Content
 
 
+class Space(NamedTuple):
+    """How full the medium is, in bytes: what this device takes of it, and what is left for it and whoever shares it."""
+
+    used: int
+    available: int
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a device can do, asked once at open.
@@ -81,6 +88,7 @@ class Capabilities:
     write_zeroes: Support = Support.NONE
     block_status: Support = Support.NONE
     prefetch: Support = Support.NONE
+    space: Support = Support.NONE
     view: Support = Support.NONE
     read_nowait: Support = Support.NONE
     write_nowait: Support = Support.NONE
@@ -147,6 +155,10 @@ class Device:
         """Start to bring the range into the cache; return without waiting for it."""
         raise NotImplementedError
 
+    def space(self) -> Space:
+        """How full the medium is now, without walking over it."""
+        raise NotImplementedError
+
     def view(self, offset: int, length: int) -> memoryview:
         """Lend the range where it lies. The bytes may change under the borrower; the mapping may not go away."""
         raise NotImplementedError
@@ -173,6 +185,7 @@ class Device:
             write_zeroes=support("write_zeroes"),
             block_status=support("block_status"),
             prefetch=support("prefetch"),
+            space=support("space"),
             view=support("view"),
             read_nowait=support("read_nowait"),
             write_nowait=support("write_nowait"),

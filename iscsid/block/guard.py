@@ -21,7 +21,7 @@ import mmap
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Protocol
 
-from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Support, Threading
+from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Space, Support, Threading
 from iscsid.block.fault import fault_of
 from iscsid.block.ranges import checked, chunks, merged, whole_blocks
 from iscsid.errors import BlockError, Fault
@@ -46,6 +46,7 @@ _METHODS = {
     "write_zeroes": "write_zeroes",
     "block_status": "block_status",
     "prefetch": "prefetch",
+    "space": "space",
     "view": "view",
     "read_nowait": "read_nowait",
     "write_nowait": "write_nowait",
@@ -263,6 +264,15 @@ class Guarded:
             except Exception as error:
                 _rethrow(error, writing=False)
 
+    def space(self) -> Space:
+        """How full the medium is."""
+        self._need(self.can.space)
+        try:
+            used, available = self._open().space()
+        except Exception as error:
+            _rethrow(error, writing=False)
+        return Space(max(0, used), max(0, available))
+
     def close(self) -> None:
         """Release the device; further calls but this one raise BlockError(NOT_READY)."""
         device, self._device = self._device, None
@@ -467,7 +477,9 @@ def _declared(device: Device) -> dict[str, bool]:
         raise BlockError(Fault.INVALID, f"capabilities() gave {answer!r}")
     declared = {name: getattr(answer, name) == Support.NATIVE for name in _METHODS}
     for name, method in _METHODS.items():
-        if declared[name] and getattr(type(device), method, None) is getattr(Device, method):
+        # Asked of the object and not of its class: a layer binds the calls of the device below to itself.
+        call = getattr(device, method, None)
+        if declared[name] and getattr(call, "__func__", call) is getattr(Device, method):
             raise BlockError(Fault.INVALID, f"declares {name} but has no method {method}")
     return declared
 
@@ -490,6 +502,7 @@ def _complete(declared: dict[str, bool], readonly: bool) -> Capabilities:
         write_zeroes=writing("write_zeroes", Support.EMULATE),
         block_status=native("block_status", Support.EMULATE),
         prefetch=native("prefetch"),
+        space=native("space"),
         view=native("view"),
         read_nowait=native("read_nowait"),
         write_nowait=writing("write_nowait"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Sharing, Support, Threading
+from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Sharing, Space, Support, Threading
 from iscsid.errors import BlockError, Fault
 from iscsid.plugin.hookspecs import hookimpl
 from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, Option
@@ -20,6 +20,7 @@ __all__ = [
     "Mode",
     "Option",
     "Sharing",
+    "Space",
     "Support",
     "Threading",
     "hookimpl",

@@ -29,6 +29,7 @@ _IN_MEMORY = Capabilities(
     write_zeroes=NATIVE,
     block_status=NATIVE,
     prefetch=NATIVE,
+    space=NATIVE,
     view=NONE,
     read_nowait=NATIVE,
     write_nowait=NATIVE,
@@ -43,9 +44,9 @@ EXPECTED = {
     "file-tmpfs": _IN_MEMORY,
     "file-disk": _BUFFERED,
     "file-direct": _DIRECT,
-    "block": dataclasses.replace(_BUFFERED, block_status=EMULATE),
-    "block-4k": dataclasses.replace(_BUFFERED, block_status=EMULATE),
-    "block-direct": dataclasses.replace(_DIRECT, block_status=EMULATE),
+    "block": dataclasses.replace(_BUFFERED, block_status=EMULATE, space=NONE),
+    "block-4k": dataclasses.replace(_BUFFERED, block_status=EMULATE, space=NONE),
+    "block-direct": dataclasses.replace(_DIRECT, block_status=EMULATE, space=NONE),
 }
 INLINE = {"null", "ram", "file-tmpfs"}
 
@@ -109,6 +110,7 @@ def test_capability_that_is_absent_is_refused(medium: Any) -> None:
     calls = {
         "discard": lambda: guard.discard(0, guard.block_size),
         "prefetch": lambda: guard.prefetch(0, guard.block_size),
+        "space": guard.space,
         "view": lambda: guard.view(0, guard.block_size),
     }
     for name, call in calls.items():
@@ -116,6 +118,20 @@ def test_capability_that_is_absent_is_refused(medium: Any) -> None:
             assert fault_of(call) is Fault.UNSUPPORTED
         else:
             call()
+
+
+def test_space_tells_what_is_written(medium: Any) -> None:
+    guard = medium.open()
+    if guard.can.space is NONE:
+        pytest.skip("this medium does not tell how full it is")
+    before = guard.space()
+    guard.write(memoryview(pattern(1 << 20)), 0)
+    guard.flush()
+    after = guard.space()
+    assert before.used + (1 << 20) <= after.used <= before.used + (2 << 20)
+    assert 0 < after.available
+    guard.discard(0, 1 << 20)
+    assert guard.space().used < after.used
 
 
 # Data.

@@ -15,6 +15,7 @@ METHODS = {
     "write_zeroes": "write_zeroes",
     "block_status": "block_status",
     "prefetch": "prefetch",
+    "space": "space",
     "view": "view",
     "read_nowait": "read_nowait",
     "write_nowait": "write_nowait",
@@ -73,6 +74,7 @@ def test_absent_calls_are_not_implemented() -> None:
         lambda: device.write_zeroes(0, 512, True),
         lambda: device.block_status(0, 512),
         lambda: device.prefetch(0, 512),
+        device.space,
         lambda: device.view(0, 512),
     )
     for call in calls:

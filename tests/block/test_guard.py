@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Support, Threading
+from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Space, Support, Threading
 from iscsid.block.guard import CHUNK, SPARE_BUFFERS, Guarded, is_aligned
 from iscsid.errors import BlockError, Fault
 
@@ -69,6 +69,9 @@ class Able(Flushing):
 
     def prefetch(self, offset: int, length: int) -> None:
         self.calls.append(("prefetch", offset, length))
+
+    def space(self) -> Space:
+        return Space(1024, -1)
 
     def view(self, offset: int, length: int) -> memoryview:
         return memoryview(self.memory)[offset : offset + length]
@@ -352,6 +355,11 @@ def test_block_status_that_leaves_a_gap_is_the_devices_fault() -> None:
     assert fault(lambda: list(Guarded(Gappy()).block_status(0, 4096))) is Fault.INTERNAL
 
 
+def test_space_is_what_the_device_tells_and_never_negative() -> None:
+    assert Guarded(Able()).space() == Space(1024, 0)
+    assert fault(Guarded(Plain()).space) is Fault.UNSUPPORTED
+
+
 def test_discard_and_prefetch_go_to_the_device() -> None:
     device = Able()
     guard = Guarded(device)
@@ -445,7 +453,7 @@ class Broken(Able):
         raise self.error
 
     read_into = write = write_fua = flush = discard = write_zeroes = prefetch = _fail
-    read_nowait = write_nowait = block_status = _fail
+    read_nowait = write_nowait = block_status = space = _fail
 
 
 def calls_of(guard: Guarded) -> list[Any]:
@@ -460,6 +468,7 @@ def calls_of(guard: Guarded) -> list[Any]:
         lambda: guard.prefetch(0, 512),
         lambda: list(guard.block_status(0, 512)),
         guard.flush,
+        guard.space,
     ]
 
 
