@@ -73,6 +73,8 @@ class InitiatorLogin:
         initiator_task_tag: int = 0,
         response_limit: int = RESPONSE_LIMIT,
     ) -> None:
+        if skip_security and authenticator is not None and not authenticator.done:
+            raise LocalProtocolError("credentials need the security stage")
         self.done = False
         self.stage: int = Stage.LOGIN_OPERATIONAL_NEGOTIATION if skip_security else Stage.SECURITY_NEGOTIATION
         self.isid = isid
