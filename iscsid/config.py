@@ -22,6 +22,7 @@ from iscsid.errors import ConfigError, Problem
 from iscsid.plugin.info import Option, check_options, near, parse_size
 from iscsid.plugin.manager import BUILTIN, PROVIDED_BY, Plugins
 from iscsid.plugin.manager import load as load_plugins
+from iscsid.plugin.members import MAX_DEPTH
 from iscsid.specs import LayerSpec, LunSpec, PortalSpec, ServerSpec, TargetSpec
 from iscsid.text.codec import parse_number
 from iscsid.text.keys import OFFERABLE, TARGET_OFFERS, check_offer
@@ -491,10 +492,19 @@ def _plugin_names(document: Mapping[str, Any]) -> set[str] | None:
     names: set[str] = set()
     for target in _list_of_tables(document.get("target")):
         for lun in _list_of_tables(target.get("lun")):
-            names.add(str(lun.get("backend")))
+            names.update(_backend_names(lun))
             names.update(str(layer.get("layer")) for layer in _list_of_tables(lun.get("layers")))
     modules = {path.rpartition(".")[2] for path in BUILTIN}
     return names if {PROVIDED_BY.get(name, name) for name in names} <= modules else None
+
+
+def _backend_names(table: Mapping[str, Any], depth: int = MAX_DEPTH) -> Iterable[str]:
+    """The back end of a LUN and those of its members, whatever the option is called that has them."""
+    yield str(table.get("backend"))
+    for value in table.values() if depth else ():
+        for member in _list_of_tables(value):
+            if "backend" in member:
+                yield from _backend_names(member, depth - 1)
 
 
 def _list_of_tables(value: Any) -> list[dict[str, Any]]:

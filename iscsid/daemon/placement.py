@@ -6,7 +6,7 @@ target with a medium that only one process may open.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from iscsid.block.device import Sharing
 from iscsid.specs import LunSpec, TargetSpec
@@ -38,12 +38,10 @@ def is_exclusive(lun: LunSpec, sharing: Sharing) -> bool:
     return sharing is Sharing.EXCLUSIVE_OWNER
 
 
-def owners(targets: Iterable[TargetSpec], sharing: Mapping[str, Sharing], workers: int) -> dict[str, int]:
+def owners(targets: Iterable[TargetSpec], sharing: Callable[[LunSpec], Sharing], workers: int) -> dict[str, int]:
     """The owner of each target with an exclusive LUN, by target name; such targets are dealt out in turn.
 
-    ``sharing`` says for each back end how its media may be opened.
+    ``sharing`` says how the medium of a LUN may be opened.
     """
-    exclusive = [
-        target.name for target in targets if any(is_exclusive(lun, sharing[lun.backend]) for lun in target.luns)
-    ]
+    exclusive = [target.name for target in targets if any(is_exclusive(lun, sharing(lun)) for lun in target.luns)]
     return {name: position % workers for position, name in enumerate(exclusive)}

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from iscsid.block.device import Sharing
 from iscsid.daemon import arbiter, listener, placement, worker
 from iscsid.daemon.arbiter import Arbiter
 from iscsid.daemon.boot import WorkerBoot
@@ -50,7 +51,7 @@ from iscsid.shared.messages import (
     Stop,
 )
 from iscsid.shared.registry import Limits, Nexus, Registry, Session
-from iscsid.specs import PortalSpec, ServerSpec
+from iscsid.specs import LunSpec, PortalSpec, ServerSpec
 
 if TYPE_CHECKING:
     from iscsid.plugin.manager import Plugins
@@ -131,8 +132,7 @@ class Supervisor:
         self._stop_at: float | None = None
         self._accepting = False
         count = spec.workers or len(os.sched_getaffinity(0))
-        sharing = {name: info.sharing for name, info in plugins.backends.items()}
-        self._owners = placement.owners(spec.targets, sharing, count)
+        self._owners = placement.owners(spec.targets, partial(_sharing, plugins), count)
         self._count = count
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Supervisor:
         stack.callback(self._close_listeners)
         self._keeper = Keeper(self.spec.state_dir)
         stack.callback(self._keeper.close)
-        self.arbiter = Arbiter(arbiter.places(self.spec.targets, self._owners), self._keeper, self._end_session)
+        self.arbiter = Arbiter(arbiter.places(self.spec, self._owners), self._keeper, self._end_session)
         media = Media(self.spec, self.plugins)
         stack.callback(media.release)
         self.selector = selectors.DefaultSelector()
@@ -184,7 +184,9 @@ class Supervisor:
         stack.callback(self._signals.close)
         self.selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self.selector.register(self._keeper, selectors.EVENT_READ, self.arbiter.on_kept)
-        boot = partial(_boot, self.spec, self.plugins, media, self._owners, os.urandom(COPY_KEY_SIZE))
+        # With the ports that the kernel chose: the workers tell of them in discovery.
+        bound = dataclasses.replace(self.spec, portals=tuple(portal.portal for portal in self.listeners))
+        boot = partial(_boot, bound, self.plugins, media, self._owners, os.urandom(COPY_KEY_SIZE))
         figured = partial(_figured, boot, self._figures())
         forker = Forker(self._run_worker, figured, self._logs, self._leave)
         self.fleet = Fleet(self._count, self.selector, forker, self)
@@ -286,12 +288,13 @@ class Supervisor:
                 return
             if accepted is None:
                 return
-            self.doorman.admit(*accepted, now)
+            self.doorman.admit(*accepted, now, portal.portal.portal_group_tag)
 
     def _place(self, caller: Caller, hint: LoginHint) -> bool:
         """Give a caller to its worker; False when that one is not ready."""
         now = time.monotonic()
-        nexus = Nexus(hint.initiator, hint.isid, hint.target)
+        tag = caller.portal_group_tag
+        nexus = Nexus(hint.initiator, hint.isid, hint.target, tag)
         named = self.registry.named(hint.tsih, hint.initiator, hint.isid) if hint.tsih else None
         index = placement.choose(
             named.worker if named else None,
@@ -303,10 +306,12 @@ class Supervisor:
         child = None if index is None else self.fleet.get(index)
         if child is None:
             return False
-        info = SessionInfo(hint.initiator, hint.isid, hint.target, caller.peer, caller.portal)
+        info = SessionInfo(
+            hint.initiator, hint.isid, hint.target, caller.peer, caller.portal, portal_group_tag=tag
+        )
         session = named if hint.tsih else self._begin(child, nexus, caller.host, info, now)
         tsih = session.tsih if session else 0
-        connect = Connect(tsih, hint.initiator, hint.isid, hint.target, caller.peer, caller.portal)
+        connect = Connect(tsih, hint.initiator, hint.isid, hint.target, caller.peer, caller.portal, tag)
         self.fleet.send(child, connect, caller.sock.detach())
         log.debug("%s: %s to worker %d as session %d", caller.peer, hint, child.index, tsih)
         return True
@@ -423,6 +428,10 @@ class Supervisor:
         self._stop_at = None
         for child in self.fleet:
             self.fleet.kill(child, reason)
+
+
+def _sharing(plugins: Plugins, lun: LunSpec) -> Sharing:
+    return plugins.sharing(lun.backend, lun.options, [layer.layer for layer in lun.layers])
 
 
 def _boot(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Sharing, Space, Support, Threading
+from iscsid.block.filter import Filter
 from iscsid.errors import BlockError, Fault
 from iscsid.plugin.hookspecs import hookimpl
 from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, Option
+from iscsid.plugin.members import Member
 
 __all__ = [
     "API_VERSION",
@@ -16,7 +18,9 @@ __all__ = [
     "Device",
     "Extent",
     "Fault",
+    "Filter",
     "LayerInfo",
+    "Member",
     "Mode",
     "Option",
     "Sharing",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iscsid.block.device import Sharing
+from iscsid.plugin.members import TYPE, members
 
 API_VERSION = 1
 
@@ -26,8 +27,9 @@ MAX_SIZE = 2**63 - 1
 class Option:
     """One option of a back end or a layer.
 
-    ``type`` is "str", "path" (a string without NUL, not empty), "int", "bool" or "size" (bytes, or a string with a
-    unit such as "10 GiB"). ``minimum`` and ``maximum`` are for numbers, ``choices`` for all.
+    ``type`` is "str", "path" (a string without NUL, not empty), "int", "bool", "size" (bytes, or a string with a unit
+    such as "10 GiB") or "members" (other back ends, as a tuple of ``Member``). ``minimum`` and ``maximum`` are for
+    numbers, ``choices`` for all but members.
     """
 
     name: str
@@ -48,7 +50,8 @@ class Option:
 class BackendInfo:
     """A back end: the name that ``backend = ...`` gives, what it is, and the options it takes.
 
-    ``options`` None takes any option unchecked; ``iscsid_open`` then has to deal with them.
+    ``options`` None takes any option unchecked; ``iscsid_open`` then has to deal with them. ``degrades``: it can do
+    without a member that cannot be prepared.
     """
 
     name: str
@@ -56,16 +59,22 @@ class BackendInfo:
     options: tuple[Option, ...] | None = None
     sharing: Sharing = Sharing.SHARED
     api: int = API_VERSION
+    degrades: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """A layer: the name that ``layer = ...`` gives, what it does, and its options (as in BackendInfo)."""
+    """A layer: the name that ``layer = ...`` gives, what it does, and its options (as in BackendInfo).
+
+    ``sharing`` is how many processes may have this layer over one medium: one that keeps something of the data to
+    itself (a write-back cache, an overlay in memory) allows one.
+    """
 
     name: str
     doc: str
     options: tuple[Option, ...] | None = None
     api: int = API_VERSION
+    sharing: Sharing = Sharing.SHARED
 
 
 def parse_size(text: str) -> int:
@@ -169,4 +178,5 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "int": _int,
     "bool": _bool,
     "size": _size,
+    TYPE: members,
 }

@@ -15,7 +15,7 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -23,10 +23,11 @@ from typing import Any
 
 import pluggy
 
-from iscsid.block.device import Device
+from iscsid.block.device import Device, Sharing
 from iscsid.errors import BlockError, PluginError
 from iscsid.plugin import hookspecs
 from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, check_options, near
+from iscsid.plugin.members import MAX_DEPTH, TYPE, Member, depth
 
 #: The modules that come with iscsid; the last part is the plugin's name. Strings, so that nothing in iscsid imports
 #: them; order is the order of registration.
@@ -43,12 +44,25 @@ _PREFIX = "iscsid_"
 _HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith(_PREFIX))
 
 
+_STRICTNESS = (Sharing.SHARED, Sharing.SHARED_READ, Sharing.EXCLUSIVE_OWNER)
+
+
 @dataclass(frozen=True, slots=True)
 class _Owner:
     """A back end or a layer, and the plugin that owns it."""
 
     plugin: str
     info: BackendInfo | LayerInfo
+
+
+def _members(owner: _Owner, options: Mapping[str, Any]) -> list[tuple[str, tuple[Member, ...]]]:
+    """Each option of ``owner`` that holds members, with them."""
+    names = [option.name for option in owner.info.options or () if option.type == TYPE]
+    return [(name, options[name]) for name in names if isinstance(options.get(name), tuple)]
+
+
+def _with_opener(member: Member, opener: Callable[[], Device]) -> Member:
+    return replace(member, opener=opener)
 
 
 class Plugins:
@@ -154,19 +168,26 @@ class Plugins:
         """Make ready what all workers share; in the supervisor, before they are forked.
 
         Returns the options for :meth:`open` and :meth:`release`: converted, complete, with what the plugin added.
+        On failure nothing is left prepared.
         """
         owner, values = self._options(backend, options)
-        added = self._call(owner.plugin, "iscsid_prepare", options=values)
-        if added is None:
-            return values
-        if not isinstance(added, Mapping):
-            raise PluginError(owner.plugin, f"iscsid_prepare answered {type(added).__name__}, not a mapping")
-        return {**values, **added}
+        values = self._prepare_members(owner, values)
+        try:
+            added = self._call(owner.plugin, "iscsid_prepare", options=values)
+            if not isinstance(added, Mapping | None):
+                raise PluginError(owner.plugin, f"iscsid_prepare answered {type(added).__name__}, not a mapping")
+        except PluginError:
+            self._release_members(owner, values)
+            raise
+        return {**values, **(added or {})}
 
     def release(self, backend: str, options: Mapping[str, Any]) -> None:
         """Undo :meth:`prepare`, whose answer is ``options``; in the supervisor, after the last worker closed."""
         owner = self._owner(self._backends, "back end", backend)
-        self._call(owner.plugin, "iscsid_release", options=options)
+        try:
+            self._call(owner.plugin, "iscsid_release", options=options)
+        finally:
+            self._release_members(owner, options)
 
     def create(self, backend: str, options: Mapping[str, Any]) -> None:
         """Make the medium that ``options`` describe."""
@@ -177,7 +198,19 @@ class Plugins:
     def open(self, backend: str, options: Mapping[str, Any], role: str = "worker") -> Device:
         """Open a device; in the worker. ``options`` are the answer of :meth:`prepare`, or plain ones without it."""
         owner, values = self._options(backend, options)
+        for name, there in _members(owner, values):
+            openers = [partial(self.open, member.backend, member.options, role) for member in there]
+            values[name] = tuple(map(_with_opener, there, openers))
         return self._device(owner.plugin, "iscsid_open", options=values, role=role)
+
+    def sharing(self, backend: str, options: Mapping[str, Any], layers: Iterable[str] = ()) -> Sharing:
+        """How many processes may open a back end with its members, under these layers: what the strictest allows."""
+        owner, values = self._options(backend, options)
+        assert isinstance(owner.info, BackendInfo)
+        found = [owner.info.sharing, *(info.sharing for name, info in self.layers.items() if name in set(layers))]
+        for _, there in _members(owner, values):
+            found += [self.sharing(member.backend, member.options) for member in there]
+        return max(found, key=_STRICTNESS.index)
 
     def wrap(self, device: Device, layer: str, options: Mapping[str, Any]) -> Device:
         """Put a layer over ``device``; closing the answer closes both. On failure ``device`` stays open."""
@@ -213,7 +246,10 @@ class Plugins:
             owner = self._owner(known, kind, name)
         except PluginError as error:
             return [error.reason]
+        if depth(options) > MAX_DEPTH:
+            return [f"members within members more than {MAX_DEPTH} deep"]
         values, problems = check_options(owner.info.options, options)
+        problems += self._validate_members(owner, values)
         if problems:
             return problems
         try:
@@ -223,6 +259,43 @@ class Plugins:
         if isinstance(answer, str) or not isinstance(answer, Iterable | None):
             return [f"plugin {owner.plugin}: iscsid_validate answered {answer!r}, not a list"]
         return [str(problem) for problem in answer or ()]
+
+    def _validate_members(self, owner: _Owner, options: Mapping[str, Any]) -> list[str]:
+        problems = []
+        for name, there in _members(owner, options):
+            for index, member in enumerate(there):
+                found = self.validate(member.backend, member.options)
+                problems += [f"{name}[{index}]: {problem}" for problem in found]
+        return problems
+
+    def _prepare_members(self, owner: _Owner, options: dict[str, Any]) -> dict[str, Any]:
+        """``options`` with every member prepared, or with its problem where the back end can do without it."""
+        values = dict(options)
+        for name, there in _members(owner, options):
+            values[name] = ()
+            for member in there:
+                try:
+                    made = replace(member, options=self.prepare(member.backend, member.options))
+                except PluginError as error:
+                    if not (isinstance(owner.info, BackendInfo) and owner.info.degrades):
+                        self._release_members(owner, values)
+                        raise
+                    made = replace(member, problem=str(error))
+                values[name] = (*values[name], made)
+        return values
+
+    def _release_members(self, owner: _Owner, options: Mapping[str, Any]) -> None:
+        """Every one of them, whatever fails; the first failure is raised."""
+        failures = []
+        for _, there in _members(owner, options):
+            for member in there:
+                try:
+                    if not member.problem:
+                        self.release(member.backend, member.options)
+                except PluginError as error:
+                    failures.append(error)
+        if failures:
+            raise failures[0]
 
     def _owner(self, known: Mapping[str, _Owner], kind: str, name: str) -> _Owner:
         owner = known.get(name)

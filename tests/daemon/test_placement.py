@@ -92,8 +92,8 @@ def target(name: str, *backends: str) -> TargetSpec:
 def test_owners_are_dealt_out_in_turn_to_exclusive_targets_only() -> None:
     sharing = {"file": Sharing.SHARED, "qcow2": Sharing.EXCLUSIVE_OWNER}
     targets = [target("a", "file"), target("b", "file", "qcow2"), target("c", "qcow2", "qcow2"), target("d", "qcow2")]
-    assert owners(targets, sharing, 2) == {"b": 0, "c": 1, "d": 0}
+    assert owners(targets, lambda lun: sharing[lun.backend], 2) == {"b": 0, "c": 1, "d": 0}
 
 
 def test_owners_of_shared_targets_are_none() -> None:
-    assert owners([target("a", "file"), target("b")], {"file": Sharing.SHARED}, 4) == {}
+    assert owners([target("a", "file"), target("b")], lambda lun: Sharing.SHARED, 4) == {}

@@ -49,6 +49,20 @@ def test_smallest_back_end_serves(plugins: Plugins) -> None:
     guard.close()
 
 
+def test_layer_of_the_manual_wraps(tmp_path: Path) -> None:
+    found = [block for block in re.findall(r"```python\n(.*?)```", MANUAL, re.DOTALL) if "iscsid_filter" in block]
+    (layer,) = found
+    (tmp_path / "shout.py").write_text(layer)
+    (tmp_path / "xor.py").write_text(SMALLEST[1] if SMALLEST else "")
+    plugins = load([], [tmp_path])
+    guard = Guarded(plugins.wrap(plugins.open("xor", {"size": 4096}), "shout", {}))
+    guard.write(memoryview(b"iscsid  " * 64), 512)
+    buffer = bytearray(512)
+    guard.read_into(memoryview(buffer), 512)
+    assert buffer == b"ISCSID  " * 64
+    guard.close()
+
+
 def test_every_method_of_a_device_is_described() -> None:
     methods = [name for name, value in vars(Device).items() if callable(value) and not name.startswith("_")]
     assert {"read_into", "capabilities"} < set(methods)
