@@ -12,7 +12,7 @@ import hashlib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from iscsid.plugin.info import Option, check_options, near, parse_size
 from iscsid.plugin.manager import BUILTIN, PROVIDED_BY, Plugins
 from iscsid.plugin.manager import load as load_plugins
 from iscsid.plugin.members import MAX_DEPTH
-from iscsid.specs import LayerSpec, LunSpec, PortalSpec, ServerSpec, TargetSpec
+from iscsid.specs import ACCESS_STATES, AccessSpec, LayerSpec, LunSpec, PortalSpec, ServerSpec, TargetSpec
 from iscsid.text.codec import parse_number
 from iscsid.text.keys import OFFERABLE, TARGET_OFFERS, check_offer
 from iscsid.text.names import normalize
@@ -31,6 +31,7 @@ from iscsid.text.names import normalize
 DEFAULT_PORT = 3260
 MAX_FILE_SIZE = 16 << 20  # a configuration of thousands of targets is a few hundred KiB
 MAX_RUNTIME_DIR = 94  # bytes: the control socket in it has an address of at most 107 (unix(7))
+MAX_PORTAL_GROUP_TAG = 65535  # 16 bits; 0 is left out, for a target port group has the number of its portal group
 MAX_LUN = 0x3FFF  # what flat space addressing can name (SAM-5 4.7.7.3)
 
 Read = Callable[[Any], Any]  # a value of TOML -> the value of the spec; ValueError says what is wrong
@@ -250,11 +251,23 @@ SERVER: dict[str, Read] = {
     "worker_timeout": seconds(5, 3600),
 }
 
+PORTAL_GROUP: dict[str, Read] = {
+    "tag": integer(1, MAX_PORTAL_GROUP_TAG),
+    "portals": array(portal),
+}
+
 TARGET: dict[str, Read] = {
     "name": iscsi_name,
     "alias": text(255),  # a text value (RFC 7143 section 6.1)
+    "portal_group": lambda value: value,  # read by _access
     "parameters": lambda value: value,  # read by _parameters
     "lun": lambda value: value,  # read by _luns
+}
+
+ACCESS: dict[str, Read] = {
+    "tag": integer(1, MAX_PORTAL_GROUP_TAG),
+    "state": choice(*ACCESS_STATES),
+    "preferred": boolean,
 }
 
 LUN: dict[str, Read] = {
@@ -301,11 +314,12 @@ def parse(
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
         raise ConfigError(source, [Problem("", "", f"is not TOML: {reason}")]) from error
     reader = _Reader()
-    known = {"server": SERVER, "target": TARGET}
+    known = {"server": SERVER, "portal_group": PORTAL_GROUP, "target": TARGET}
     reader.refuse_unknown("", document, known)
     server = reader.table("server", document.get("server", {}), SERVER)
     reader.plugins = plugins(_plugin_names(document), server.get("plugin_dirs", ()), server.get("disabled_plugins", ()))
-    targets = reader.targets(document.get("target", []))
+    server["portals"] = reader.portals(document.get("portal_group", []), server.get("portals"))
+    targets = reader.targets(document.get("target", []), {portal.portal_group_tag for portal in server["portals"]})
     if reader.problems:
         raise ConfigError(source, reader.problems)
     return ServerSpec(targets=targets, **server), reader.plugins
@@ -360,7 +374,44 @@ class _Reader:
             self.complain(where, "", f"is written [[{_INDEX.sub('', where)}]], once for each")
         return []
 
-    def targets(self, value: Any) -> tuple[TargetSpec, ...]:
+    def portals(self, value: Any, first: tuple[PortalSpec, ...] | None) -> tuple[PortalSpec, ...]:
+        """Read ``[[portal_group]]``; ``first`` are the portals of ``[server]``, which are group 1, or None."""
+        if first is None:
+            first = ServerSpec().portals if value == [] else ()
+        places = {(portal.host, portal.port): "[server]" for portal in first if portal.port}
+        groups = {1: "[server]"} if first else {}
+        found = list(first)
+        for where, table in self.tables("portal_group", value):
+            values = self.table(where, table, PORTAL_GROUP, required=("tag", "portals"))
+            tag = values.get("tag", 0)
+            if tag in groups:
+                self.complain(where, "tag", f"{tag} is the portal group of {groups[tag]} too")
+            groups[tag] = where
+            for address in values.get("portals", ()):
+                if (other := places.get((address.host, address.port))) is not None:
+                    self.complain(where, "portals", f"{address} is a portal of {other} too")
+                if address.port:
+                    places[address.host, address.port] = where
+                found.append(PortalSpec(address.host, address.port, tag))
+        return tuple(found)
+
+    def access(self, where: str, value: Any, tags: Collection[int]) -> tuple[AccessSpec, ...]:
+        """Read ``[[target.portal_group]]``; ``tags`` are the portal groups that there are."""
+        found: dict[int, AccessSpec] = {}
+        for place, table in self.tables(where, value):
+            values = self.table(place, table, ACCESS, required=("tag",))
+            if "tag" not in values:
+                continue
+            spec = AccessSpec(**values)
+            if spec.tag in found:
+                self.complain(place, "tag", f"{spec.tag} is named twice")
+            elif spec.tag not in tags:
+                there = ", ".join(map(str, sorted(tags))) or "none"
+                self.complain(place, "tag", f"there is no portal group {spec.tag} (there is: {there})")
+            found[spec.tag] = spec
+        return tuple(found[tag] for tag in sorted(found))
+
+    def targets(self, value: Any, tags: Collection[int] = (1,)) -> tuple[TargetSpec, ...]:
         targets: list[TargetSpec] = []
         serials: dict[str, tuple[str, object]] = {}
         places: dict[str, str] = {}
@@ -374,7 +425,8 @@ class _Reader:
                 places[name] = where
             luns = self.luns(f"{where}.lun", values.get("lun"), name or where, serials)
             parameters = self.parameters(f"{where}.parameters", values.get("parameters", {}))
-            targets.append(TargetSpec(name, luns, values.get("alias", ""), parameters))
+            access = self.access(f"{where}.portal_group", values.get("portal_group"), tags)
+            targets.append(TargetSpec(name, luns, values.get("alias", ""), parameters, access))
         return tuple(targets)
 
     def luns(self, where: str, value: Any, target: str, serials: dict[str, tuple[str, object]]) -> tuple[LunSpec, ...]:
@@ -492,19 +544,19 @@ def _plugin_names(document: Mapping[str, Any]) -> set[str] | None:
     names: set[str] = set()
     for target in _list_of_tables(document.get("target")):
         for lun in _list_of_tables(target.get("lun")):
-            names.update(_backend_names(lun))
-            names.update(str(layer.get("layer")) for layer in _list_of_tables(lun.get("layers")))
+            names.update(_names_in(lun))
     modules = {path.rpartition(".")[2] for path in BUILTIN}
     return names if {PROVIDED_BY.get(name, name) for name in names} <= modules else None
 
 
-def _backend_names(table: Mapping[str, Any], depth: int = MAX_DEPTH) -> Iterable[str]:
-    """The back end of a LUN and those of its members, whatever the option is called that has them."""
+def _names_in(table: Mapping[str, Any], depth: int = MAX_DEPTH) -> Iterable[str]:
+    """The back end and the layers of a LUN, and those of its members, whatever the option is called that has them."""
     yield str(table.get("backend"))
+    yield from (str(layer.get("layer")) for layer in _list_of_tables(table.get("layers")))
     for value in table.values() if depth else ():
         for member in _list_of_tables(value):
             if "backend" in member:
-                yield from _backend_names(member, depth - 1)
+                yield from _names_in(member, depth - 1)
 
 
 def _list_of_tables(value: Any) -> list[dict[str, Any]]:

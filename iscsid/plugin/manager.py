@@ -199,7 +199,7 @@ class Plugins:
         """Open a device; in the worker. ``options`` are the answer of :meth:`prepare`, or plain ones without it."""
         owner, values = self._options(backend, options)
         for name, there in _members(owner, values):
-            openers = [partial(self.open, member.backend, member.options, role) for member in there]
+            openers = [partial(self._open_member, member, role) for member in there]
             values[name] = tuple(map(_with_opener, there, openers))
         return self._device(owner.plugin, "iscsid_open", options=values, role=role)
 
@@ -207,9 +207,11 @@ class Plugins:
         """How many processes may open a back end with its members, under these layers: what the strictest allows."""
         owner, values = self._options(backend, options)
         assert isinstance(owner.info, BackendInfo)
-        found = [owner.info.sharing, *(info.sharing for name, info in self.layers.items() if name in set(layers))]
+        over = set(layers)
+        found = [owner.info.sharing, *(info.sharing for name, info in self.layers.items() if name in over)]
         for _, there in _members(owner, values):
-            found += [self.sharing(member.backend, member.options) for member in there]
+            for member in there:
+                found.append(self.sharing(member.backend, member.options, (name for name, _ in member.layers)))
         return max(found, key=_STRICTNESS.index)
 
     def wrap(self, device: Device, layer: str, options: Mapping[str, Any]) -> Device:
@@ -265,8 +267,20 @@ class Plugins:
         for name, there in _members(owner, options):
             for index, member in enumerate(there):
                 found = self.validate(member.backend, member.options)
+                for layer, its in member.layers:
+                    found += self.validate_layer(layer, its)
                 problems += [f"{name}[{index}]: {problem}" for problem in found]
         return problems
+
+    def _open_member(self, member: Member, role: str) -> Device:
+        device = self.open(member.backend, member.options, role)
+        try:
+            for layer, options in member.layers:
+                device = self.wrap(device, layer, options)
+        except PluginError:
+            device.close()
+            raise
+        return device
 
     def _prepare_members(self, owner: _Owner, options: dict[str, Any]) -> dict[str, Any]:
         """``options`` with every member prepared, or with its problem where the back end can do without it."""

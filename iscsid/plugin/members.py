@@ -1,12 +1,13 @@
 """Back ends that are made of others: the option type "members".
 
-A configuration gives a list of tables, each a back end with its own options. The manager checks and prepares them like
+A configuration gives a list of tables, each a back end with its own options, and layers over it where it has the key
+``layers``, as a LUN has. The manager checks and prepares them like
 any LUN's; the back end that has them opens each when it wants to, as often as it wants to, and closes what it opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,15 +16,18 @@ from iscsid.errors import BlockError, Fault
 
 TYPE: Final = "members"
 MAX_MEMBERS: Final = 64
+MAX_LAYERS: Final = 16
 MAX_DEPTH: Final = 16  # members of members
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member. ``problem``: why it could not be prepared, where the back end can do without it; else ""."""
+    """One member. ``layers`` are names with their options, the lowest first. ``problem``: why it could not be
+    prepared, where the back end can do without it; else ""."""
 
     backend: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     problem: str = ""
     opener: Callable[[], Device] | None = field(default=None, repr=False, compare=False)
 
@@ -51,7 +55,17 @@ def _member(index: int, given: Any) -> Member:
         return given
     if not isinstance(given, Mapping) or not isinstance(given.get("backend"), str):
         raise ValueError(f"member {index} is no table with a backend")
-    return Member(given["backend"], {key: value for key, value in given.items() if key != "backend"})
+    options = {key: value for key, value in given.items() if key not in ("backend", "layers")}
+    return Member(given["backend"], options, tuple(_layers(index, given.get("layers", ()))))
+
+
+def _layers(index: int, given: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if not isinstance(given, list | tuple) or len(given) > MAX_LAYERS:
+        raise ValueError(f"member {index}: layers is a list of at most {MAX_LAYERS} tables")
+    for layer in given:
+        if not isinstance(layer, Mapping) or not isinstance(layer.get("layer"), str):
+            raise ValueError(f"member {index}: one of its layers is no table with a layer")
+        yield layer["layer"], {key: value for key, value in layer.items() if key != "layer"}
 
 
 def depth(options: Mapping[str, Any]) -> int:

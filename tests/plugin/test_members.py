@@ -132,6 +132,8 @@ def test_members_are_made_of_tables_and_of_themselves() -> None:
         ([leaf("/a"), {"path": "/b"}], "member 1 is no table with a backend"),
         ([{"backend": 1}], "member 0 is no table with a backend"),
         ([leaf("/a")] * (MAX_MEMBERS + 1), "at most 64 members"),
+        ([leaf("/a", layers="slow")], "member 0: layers is a list"),
+        ([leaf("/a", layers=[{"ms": 1}])], "member 0: one of its layers is no table with a layer"),
     ],
 )
 def test_members_that_make_no_sense_are_refused(given: Any, reason: str) -> None:
@@ -205,6 +207,53 @@ def test_problems_of_members_are_told_with_their_place(plugins: Plugins) -> None
 
 def test_members_too_deep_are_a_problem(plugins: Plugins) -> None:
     assert plugins.validate("tree", nested(MAX_DEPTH + 1)) == ["members within members more than 16 deep"]
+
+
+SLOW = """
+    from iscsid.plugin import BlockError, Fault, Filter, LayerInfo, Option, Sharing, hookimpl
+
+    class Slow(Filter):
+        pass
+
+    @hookimpl
+    def iscsid_layer_info():
+        return LayerInfo("slow", "slow", (Option("ms", "int", required=True),), sharing=Sharing.EXCLUSIVE_OWNER)
+
+    @hookimpl
+    def iscsid_filter(device, name, options):
+        if options["ms"] < 0:
+            raise BlockError(Fault.INVALID, "time goes one way")
+        slow = Slow(device)
+        slow.ms = options["ms"]
+        return slow
+"""
+
+
+@pytest.fixture
+def layered(tmp_path: Path) -> Plugins:
+    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
+    return made(tmp_path, degrades=False)
+
+
+def test_member_may_have_layers(layered: Plugins) -> None:
+    options = tree(leaf("/a", layers=[{"layer": "slow", "ms": 1}, {"layer": "slow", "ms": 2}]))
+    assert layered.validate("tree", options) == []
+    (leg,) = layered.open("tree", layered.prepare("tree", options)).legs  # type: ignore[attr-defined]
+    assert (leg.ms, leg.below.ms) == (2, 1)
+    assert layered.sharing("tree", options) is Sharing.EXCLUSIVE_OWNER
+
+
+def test_problems_of_the_layers_of_members_are_told(layered: Plugins) -> None:
+    options = tree(leaf("/a", layers=[{"layer": "slow"}, {"layer": "slwo", "ms": 2}]))
+    assert layered.validate("tree", options) == [
+        "members[0]: ms: missing",
+        'members[0]: there is no layer slwo (did you mean "slow"?)',
+    ]
+
+
+def test_layer_that_fails_over_a_member_fails_its_opening(layered: Plugins) -> None:
+    with pytest.raises(PluginError, match="time goes one way"):
+        layered.open("tree", tree(leaf("/a", layers=[{"layer": "slow", "ms": -1}])))
 
 
 def test_sharing_is_what_the_strictest_allows(plugins: Plugins) -> None:
