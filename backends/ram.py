@@ -15,6 +15,7 @@ from typing import Any
 from iscsid.plugin import (
     BackendInfo,
     BlockError,
+    Content,
     Device,
     Extent,
     Fault,
@@ -28,6 +29,9 @@ from iscsid.plugin import (
 from . import linux
 
 OPTIONS = (Option("size", "size", required=True, minimum=512, doc="memory is taken as it is written, not before"),)
+
+PIECE = 1 << 20  # bytes; what is compared with zeros at once: it ends at the first byte that is none
+_ZEROES = memoryview(bytes(PIECE))
 
 
 class RamDevice(Device):
@@ -64,7 +68,20 @@ class RamDevice(Device):
         linux.punch_hole(self._fd, offset, length)
 
     def block_status(self, offset: int, length: int) -> Iterable[Extent]:
-        return linux.extents(self._fd, offset, length)
+        """Holes, and memory that holds nothing but zeros over whole PIECEs.
+
+        To read a hole through the mapping takes a page of memory for it, of zeros: for the kernel it is data then. But
+        nobody has written it, and it reads as what is not allocated does, so it is told as that.
+        """
+        for extent in linux.extents(self._fd, offset, length):
+            if extent.content & Content.HOLE:
+                yield extent
+                continue
+            end = extent.offset + extent.length
+            for at in range(extent.offset, end, PIECE):
+                size = min(PIECE, end - at)
+                empty = self._memory[at : at + size] == _ZEROES[:size]
+                yield Extent(at, size, Content.HOLE | Content.ZERO if empty else Content.DATA)
 
     def space(self) -> Space:
         return linux.memory_space(self._fd, self.size)

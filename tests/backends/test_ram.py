@@ -10,7 +10,7 @@ import pytest
 
 from iscsid.block.guard import Guarded
 from iscsid.errors import PluginError
-from iscsid.plugin import Mode, Support
+from iscsid.plugin import Content, Mode, Support
 from iscsid.plugin.manager import Plugins
 
 MIB = 1 << 20
@@ -124,3 +124,18 @@ def test_two_disks_are_two_memories(plugins: Plugins, prepared: dict[str, Any]) 
     one.close()
     two.close()
     plugins.release("ram", other)
+
+
+def test_hole_that_was_read_through_the_mapping_is_a_hole_still(plugins: Plugins, prepared: dict[str, Any]) -> None:
+    guard = Guarded(plugins.open("ram", prepared))
+    guard.write_now(memoryview(b"x" * MIB), 4 * MIB)
+    assert bytes(guard.view(0, 3 * MIB)) == bytes(3 * MIB)
+    assert read(guard, 8 * MIB, MIB) == bytes(MIB)
+    assert os.fstat(prepared["memfd"]).st_blocks * 512 > MIB  # what reading has taken
+    hole = Content.HOLE | Content.ZERO
+    assert [(extent.offset, extent.length, extent.content) for extent in guard.block_status(0, guard.size)] == [
+        (0, 4 * MIB, hole),
+        (4 * MIB, MIB, Content.DATA),
+        (5 * MIB, 11 * MIB, hole),
+    ]
+    guard.close()
