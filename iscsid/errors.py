@@ -11,6 +11,17 @@
     ├── ScsiError               a command that ends in CHECK CONDITION, with its reason
     ├── BlockError              a device that could not do what it was asked, with a code
     └── InitiatorError          what the initiator library tells its user
+        ├── ConnectionFailed        the target cannot be reached, or was lost for too long
+        │   └── LoginRefused            it can be reached, and says no
+        ├── CommandTimeout          a command took too long and was aborted
+        ├── CommandAborted          a command was aborted by task management or by the target
+        ├── OutcomeUnknown          the connection broke under a command that may not be repeated
+        ├── Unsupported             the target does not have what this needs
+        ├── ManagementFailed        a task management function was refused
+        └── CommandFailed           a SCSI status other than GOOD
+            ├── ReservationConflict     another initiator holds a reservation
+            └── SenseError              CHECK CONDITION, with key, code and reason
+                └── Miscompare              what was compared differs
 
 Peer input raises RemoteProtocolError and nothing else. ``scsi`` turns BlockError and OSError into sense data by one
 table; only ``wire`` numbers appear here, as plain ints, because this file lies below every room.
@@ -101,7 +112,8 @@ class ScsiError(IscsidError):
     ``field`` and ``bit`` point at the byte (and its highest wrong bit) of the CDB, or of the parameter list where
     ``in_data``, for the sense-key specific bytes (SPC-4 4.5.2.4.2). ``information`` is the INFORMATION field: an LBA,
     or the offset of a miscompare. ``segment`` is the number, from 0 on, of the segment descriptor at which a copy was
-    aborted; ``field`` counts from its first byte then (SPC-4 4.5.2.4.5).
+    aborted; ``field`` counts from its first byte then (SPC-4 4.5.2.4.5). ``progress`` is the PROGRESS INDICATION, in
+    65536ths (SPC-4 4.5.2.4.4).
     """
 
     def __init__(
@@ -113,6 +125,7 @@ class ScsiError(IscsidError):
         in_data: bool = False,
         information: int | None = None,
         segment: int | None = None,
+        progress: int | None = None,
     ) -> None:
         self.reason = reason
         self.field = field
@@ -120,6 +133,7 @@ class ScsiError(IscsidError):
         self.in_data = in_data
         self.information = information
         self.segment = segment
+        self.progress = progress
         super().__init__(reason.name)
 
 
@@ -152,3 +166,93 @@ class BlockError(IscsidError):
 
 class InitiatorError(IscsidError):
     """The initiator library could not do what its user asked."""
+
+
+class ConnectionFailed(InitiatorError):
+    """The target cannot be reached, broke the protocol, or was lost and did not come back in time."""
+
+
+class LoginRefused(ConnectionFailed):
+    """The target refused the login; ``status`` is Status-Class << 8 | Status-Detail (RFC 7143 section 11.13.5)."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class CommandTimeout(InitiatorError):
+    """A command took longer than its time-out. It was aborted; a write may have been done in part."""
+
+
+class CommandAborted(InitiatorError):
+    """A command was aborted: by ABORT TASK, by a reset, or because its session was closed."""
+
+
+class OutcomeUnknown(InitiatorError):
+    """The connection broke under a command that changes something each time it is done.
+
+    Whether the target did it nobody can tell from here: look (READ KEYS, READ), then decide.
+    """
+
+
+class Unsupported(InitiatorError):
+    """The target does not offer what this needs."""
+
+
+class ManagementFailed(InitiatorError):
+    """A task management function was not performed; ``response`` is the target's (RFC 7143 section 11.6.1)."""
+
+    def __init__(self, response: int, message: str) -> None:
+        self.response = response
+        super().__init__(message)
+
+
+class CommandFailed(InitiatorError):
+    """A command ended with another status than GOOD; ``status`` is the number of SAM-5 5.3.1."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class ReservationConflict(CommandFailed):
+    """Another initiator's reservation forbids the command."""
+
+
+class SenseError(CommandFailed):
+    """A command ended in CHECK CONDITION.
+
+    ``key``, ``asc`` and ``ascq`` are the sense data's numbers, ``text`` their meaning in words, ``reason`` the name by
+    which iscsid itself knows the case, "" for others. ``field`` and ``bit`` point at the wrong byte of the CDB, or of
+    the parameter list where ``in_data``; ``information`` is the INFORMATION field. Each is None where nothing is said.
+    """
+
+    def __init__(
+        self,
+        key: int,
+        asc: int,
+        ascq: int,
+        text: str,
+        *,
+        reason: str = "",
+        field: int | None = None,
+        bit: int | None = None,
+        in_data: bool = False,
+        information: int | None = None,
+        sense: bytes = b"",
+    ) -> None:
+        self.key = key
+        self.asc = asc
+        self.ascq = ascq
+        self.text = text
+        self.reason = reason
+        self.field = field
+        self.bit = bit
+        self.in_data = in_data
+        self.information = information
+        self.sense = sense
+        super().__init__(0x02, text)
+
+
+class Miscompare(SenseError):
+    """What was compared differs; ``information`` is the offset in bytes of the first difference, where it is told."""

@@ -1,0 +1,47 @@
+"""The initiator: discovery, and disks of other targets as objects, blocking, pipelined and for asyncio.
+
+``open_disk`` and ``discover`` are the way in; ``connect`` opens a session whose units are ``Disk(client, lun)``.
+``iscsid.initiator.aio`` has the same for asyncio. What fails raises something under ``iscsid.errors.InitiatorError``.
+
+"""
+
+from __future__ import annotations
+
+from iscsid.initiator.client import Client, connect
+from iscsid.initiator.commands import (
+    BlockLimits,
+    BlockStatus,
+    Capacity,
+    Inquiry,
+    Provisioning,
+    Registrations,
+    Reservation,
+    ReservationType,
+)
+from iscsid.initiator.discovery import TargetPortal, TargetRecord
+from iscsid.initiator.disk import Disk, discover, open_disk
+from iscsid.initiator.task import Result, Task
+from iscsid.initiator.url import Credentials, Portal, parse_url
+
+__all__ = [
+    "BlockLimits",
+    "BlockStatus",
+    "Capacity",
+    "Client",
+    "Credentials",
+    "Disk",
+    "Inquiry",
+    "Portal",
+    "Provisioning",
+    "Registrations",
+    "Reservation",
+    "ReservationType",
+    "Result",
+    "TargetPortal",
+    "TargetRecord",
+    "Task",
+    "connect",
+    "discover",
+    "open_disk",
+    "parse_url",
+]
