@@ -23,7 +23,7 @@ from iscsid.plugin.info import Option, check_options, near, parse_size
 from iscsid.plugin.manager import BUILTIN, PROVIDED_BY, Plugins
 from iscsid.plugin.manager import load as load_plugins
 from iscsid.plugin.members import MAX_DEPTH
-from iscsid.specs import ACCESS_STATES, AccessSpec, LayerSpec, LunSpec, PortalSpec, ServerSpec, TargetSpec
+from iscsid.specs import ACCESS_STATES, AccessSpec, AuthSpec, LayerSpec, LunSpec, PortalSpec, ServerSpec, TargetSpec
 from iscsid.text.codec import parse_number
 from iscsid.text.keys import OFFERABLE, TARGET_OFFERS, check_offer
 from iscsid.text.names import normalize
@@ -199,6 +199,22 @@ def iscsi_name(value: Any) -> str:
     return normalize(_string(value))
 
 
+def initiator_pattern(value: Any) -> str:
+    """The name of an initiator, in which ``*``, ``?`` and ``[...]`` stand for others as in a shell."""
+    pattern = str(text(255)(value)).lower()
+    if not pattern:
+        raise ValueError("cannot be empty")
+    return pattern if any(char in pattern for char in "*?[") else normalize(pattern)
+
+
+def network(value: Any) -> str:
+    """An address, or a network as in "10.0.0.0/8"; bits behind the mask are let pass."""
+    try:
+        return str(ipaddress.ip_network(_string(value), strict=False))
+    except ValueError:
+        raise ValueError(f'must be as in "10.0.0.0/8", "192.0.2.7" or "2001:db8::/32", not {value!r}') from None
+
+
 _INDEX = re.compile(r"\[\d+\]")
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 
@@ -259,6 +275,9 @@ PORTAL_GROUP: dict[str, Read] = {
 TARGET: dict[str, Read] = {
     "name": iscsi_name,
     "alias": text(255),  # a text value (RFC 7143 section 6.1)
+    "initiators": array(initiator_pattern),
+    "networks": array(network),
+    "auth": lambda value: value,  # read by auth
     "portal_group": lambda value: value,  # read by _access
     "parameters": lambda value: value,  # read by _parameters
     "lun": lambda value: value,  # read by _luns
@@ -275,11 +294,17 @@ LUN: dict[str, Read] = {
     "backend": text(255),
     "block_size": block_size,
     "readonly": boolean,
+    "removable": boolean,
+    "loaded": boolean,
     "serial": text(36, printable_ascii=True),  # room for a UUID
     "vendor": text(8, printable_ascii=True),  # T10 VENDOR IDENTIFICATION (SPC-4 6.4.2)
     "product": text(16, printable_ascii=True),  # PRODUCT IDENTIFICATION
     "layers": lambda value: value,  # read by _layers
 }
+
+DISCOVERY: dict[str, Read] = {"auth": lambda value: value}  # read by auth
+
+DEFAULT_SOURCE = "chap"
 
 # What may be negotiated by RFC 7143, but is not there to be used: the sessions of this version have one connection,
 # recover at level 0 and move data in order.
@@ -314,12 +339,14 @@ def parse(
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
         raise ConfigError(source, [Problem("", "", f"is not TOML: {reason}")]) from error
     reader = _Reader()
-    known = {"server": SERVER, "portal_group": PORTAL_GROUP, "target": TARGET}
+    known = {"server": SERVER, "discovery": DISCOVERY, "portal_group": PORTAL_GROUP, "target": TARGET}
     reader.refuse_unknown("", document, known)
     server = reader.table("server", document.get("server", {}), SERVER)
     reader.plugins = plugins(_plugin_names(document), server.get("plugin_dirs", ()), server.get("disabled_plugins", ()))
     server["portals"] = reader.portals(document.get("portal_group", []), server.get("portals"))
     targets = reader.targets(document.get("target", []), {portal.portal_group_tag for portal in server["portals"]})
+    discovery = reader.table("discovery", document.get("discovery", {}), DISCOVERY)
+    server["discovery_auth"] = reader.auth("discovery.auth", discovery.get("auth"))
     if reader.problems:
         raise ConfigError(source, reader.problems)
     return ServerSpec(targets=targets, **server), reader.plugins
@@ -426,8 +453,27 @@ class _Reader:
             luns = self.luns(f"{where}.lun", values.get("lun"), name or where, serials)
             parameters = self.parameters(f"{where}.parameters", values.get("parameters", {}))
             access = self.access(f"{where}.portal_group", values.get("portal_group"), tags)
-            targets.append(TargetSpec(name, luns, values.get("alias", ""), parameters, access))
+            auth = self.auth(f"{where}.auth", values.get("auth"))
+            guests = {key: values[key] for key in ("initiators", "networks") if key in values}
+            targets.append(TargetSpec(name, luns, values.get("alias", ""), parameters, access, auth=auth, **guests))
         return tuple(targets)
+
+    def auth(self, where: str, table: Any) -> AuthSpec | None:
+        """Who has to prove what; all keys but ``source`` are the authentication source's own."""
+        if table is None:
+            return None
+        values = self.table(where, table, {"source": text(255)}, open_ended=True)
+        options = {key: value for key, value in table.items() if key != "source"} if isinstance(table, dict) else {}
+        source = values.get("source", DEFAULT_SOURCE)
+        info = self.plugins.auth_sources.get(source)
+        before = len(self.problems)
+        if info is not None:
+            options = self.options(where, info.options, options, ("source",))
+        if len(self.problems) == before:
+            for problem in self.plugins.validate_auth(source, options):
+                key, colon, reason = problem.partition(": ")
+                self.complain(where, *((key, reason) if colon and info is not None else ("source", problem)))
+        return AuthSpec(source, options)
 
     def luns(self, where: str, value: Any, target: str, serials: dict[str, tuple[str, object]]) -> tuple[LunSpec, ...]:
         """Read the logical units of one target; ``serials`` holds those of all targets so far."""
@@ -545,8 +591,17 @@ def _plugin_names(document: Mapping[str, Any]) -> set[str] | None:
     for target in _list_of_tables(document.get("target")):
         for lun in _list_of_tables(target.get("lun")):
             names.update(_names_in(lun))
+        names.update(_source_in(target))
+    names.update(_source_in(document.get("discovery")))
     modules = {path.rpartition(".")[2] for path in BUILTIN}
     return names if {PROVIDED_BY.get(name, name) for name in names} <= modules else None
+
+
+def _source_in(table: Any) -> Iterable[str]:
+    """The authentication source of a table that may have one."""
+    auth = table.get("auth") if isinstance(table, dict) else None
+    if isinstance(auth, dict):
+        yield str(auth.get("source", DEFAULT_SOURCE))
 
 
 def _names_in(table: Mapping[str, Any], depth: int = MAX_DEPTH) -> Iterable[str]:

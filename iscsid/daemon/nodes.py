@@ -12,13 +12,16 @@ from typing import Any
 
 from iscsid.block.device import Device, Support
 from iscsid.block.guard import Guarded
+from iscsid.daemon.access import port_groups
 from iscsid.daemon.boot import WorkerBoot
+from iscsid.daemon.gate import Gate, GateError
 from iscsid.daemon.locks import RangeLock, lock_path
 from iscsid.daemon.pool import Pool
 from iscsid.errors import BlockError, Fault, IscsidError
 from iscsid.scsi.copy_move import designations
 from iscsid.scsi.copy_state import CopyServices, Designation, Party
 from iscsid.scsi.lu import Identity, LogicalUnit
+from iscsid.scsi.removable import Medium
 from iscsid.scsi.state import NexusId
 from iscsid.shared.figures import Ledger
 from iscsid.specs import LunSpec, TargetSpec
@@ -36,9 +39,13 @@ class NodeError(IscsidError):
 
 
 class Nodes:
-    """Every target that this worker serves, by name. Raises NodeError when one cannot be opened."""
+    """Every target that this worker serves, by name, and the gate. Raises NodeError when one cannot be opened."""
 
     def __init__(self, boot: WorkerBoot) -> None:
+        try:
+            self.gate = Gate(boot.spec, boot.plugins)
+        except GateError as error:
+            raise NodeError(str(error)) from error
         self.by_name: dict[str, TargetNode] = {}
         self._locks: list[RangeLock] = []
         self._slow: list[tuple[Guarded, Callable[[memoryview, int], None]]] = []
@@ -56,12 +63,16 @@ class Nodes:
     def find(self, designation: Designation, nexus: NexusId) -> Party | None:
         """Return the unit with a designation of VPD page 83h, and the nexus to it of the initiator port in ``nexus``.
 
-        Every initiator may use every target. That of its session comes first: a medium may be a LUN of several.
+        Only on targets that it could log in to. That of its session comes first: a medium may be a LUN of several.
         """
         for node in sorted(self.by_name.values(), key=lambda node: node.name != nexus.target):
+            if not self.gate.may_reach(nexus, node.name):
+                continue
             for unit in dict.fromkeys(node.units.values()):
                 if designation in designations(unit):
-                    port = NexusId(nexus.initiator, nexus.isid, node.name, node.portal_group_tag)
+                    tags = [group.tag for group in unit.port_groups]
+                    tag = nexus.portal_group_tag if nexus.portal_group_tag in tags else tags[0]
+                    port = NexusId(nexus.initiator, nexus.isid, node.name, tag)
                     return Party(unit, Nexus(port, node.luns, node.copying))
         return None
 
@@ -158,7 +169,8 @@ def _open_target(boot: WorkerBoot, target: TargetSpec, locks: list[RangeLock], c
             words = str(error) if isinstance(error, IscsidError | OSError) else f"{type(error).__name__}: {error}"
             raise NodeError(f"{target.name} LUN {lun.lun}: {words}") from error
     offers = {**TARGET_OFFERS, **target.parameters}
-    return TargetNode(target.name, units, alias=target.alias, offers=offers, copying=copying)
+    tags = tuple(group.tag for group in boot.spec.access(target))
+    return TargetNode(target.name, units, alias=target.alias, portal_group_tags=tags, offers=offers, copying=copying)
 
 
 def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: list[RangeLock]) -> LogicalUnit:
@@ -177,7 +189,13 @@ def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: list[R
         locks.append(RangeLock(lock_path(boot.spec.runtime_dir, lun.serial or name)))
         guarded.exclusive = locks[-1].exclusive
         figures = None if boot.figures is None else partial(boot.figures.total, lun.serial)
-        return LogicalUnit(guarded, Identity(lun.serial, name, lun.vendor, lun.product), figures=figures)
+        identity = Identity(lun.serial, name, lun.vendor, lun.product, target=target.name)
+        medium = Medium(lun.removable, lun.loaded)
+        unit = LogicalUnit(guarded, identity, port_groups(boot.spec, target), figures, medium)
+        unit.saved_mode_state = unit.default_mode_state  # state_dir keeps what is saved
+        if boot.figures is not None:
+            unit.progress = boot.figures.gauge(lun.serial)
+        return unit
     except Exception:
         _discard(device)
         raise

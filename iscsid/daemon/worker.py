@@ -22,9 +22,12 @@ from typing import Any
 from iscsid.daemon.boot import ExitCode, WorkerBoot
 from iscsid.daemon.channel import Channel, ChannelFull
 from iscsid.daemon.conduit import Conduit
+from iscsid.daemon.gate import Guest
 from iscsid.daemon.link import READ, Farewell, Held, Link
 from iscsid.daemon.nodes import CLOSE_SECONDS, NodeError, Nodes
 from iscsid.daemon.pool import JOIN_SECONDS, Pool
+from iscsid.daemon.thresholds import Thresholds
+from iscsid.scsi.state import NexusId
 from iscsid.session.connection import TargetConnection
 from iscsid.session.login_target import Admission, TargetLogin
 from iscsid.shared.messages import (
@@ -44,7 +47,7 @@ from iscsid.shared.messages import (
     UnitAnswer,
     UpdateUnit,
 )
-from iscsid.target.discovery import DiscoveredTarget, send_targets
+from iscsid.target.discovery import DiscoveredTarget, reachable, send_targets
 from iscsid.target.engine import Engine
 from iscsid.target.task import Done, Run
 from iscsid.text.codec import Pair
@@ -65,6 +68,7 @@ EAGER_POLLS = 20
 STALL_SECONDS = 0.05  # a turn of the loop that took longer has waited for a medium,
 STALL_SHARE = 0.005  # or has had many events to see to, for each of which this much is no wonder
 LOGOUT_SECONDS = 2.0  # of a graceful stop: what idle sessions get to log out by themselves
+MAX_REMEMBERED = 1024  # I_T nexuses without a session, for what to say to them when they come back
 MAX_FAREWELLS = 256  # connections that are over and wait for the initiator to close; others are just closed
 REASON_LIMIT = 2000  # characters of BootFailed, whatever a plugin has to say
 TOLD_SECONDS = 1.0  # how long the last messages may wait for the supervisor to read
@@ -97,9 +101,13 @@ class Worker:
         self._nodes = nodes
         self._pool = Pool()
         self._links: dict[int, Link] = {}
+        self._guests: dict[Link, Guest] = {}  # who is at the other end of each
         self._farewells: set[Farewell] = set()
         self._leaving: set[Engine] = set()  # closed, with calls in the pool
+        self._told: dict[NexusId, frozenset[str]] = {}  # see ``Engine.told``; the nexus that left last is the last
         self._conduit = Conduit(nodes.by_serial(), self._engines, self._send, self._pool.submit)
+        units = [unit for units in nodes.by_serial().values() for unit in units]
+        self._thresholds = Thresholds(units, self._engines, self._pool.submit)
         self._answered: set[Link] = set()  # by the calls that were just collected
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {
@@ -268,8 +276,9 @@ class Worker:
 
     def _engine_for(self, link: Link) -> Engine:
         connect = link.connect
+        guest = self._guests[link] = self._nodes.gate.guest(connect)
         login = TargetLogin(
-            lambda target, _initiator, kind: self._authorize(connect, target, kind),
+            lambda target, initiator, kind: self._authorize(connect, guest, target, initiator, kind),
             tsih=connect.tsih or 1,
             rejoin=lambda request: self._rejoin(link, request),
             command_window=QUEUE_DEPTH,
@@ -316,6 +325,13 @@ class Worker:
         self._read_bytes += engine.read_bytes
         self._written_bytes += engine.written_bytes
         log.info("%s: %s", link.connect.peer, reason)
+        guest = self._guests.pop(link)
+        if engine.nexus is not None:
+            self._nodes.gate.leave(engine.nexus, guest)
+            self._told.pop(engine.nexus, None)
+            self._told[engine.nexus] = engine.told()
+            if len(self._told) > MAX_REMEMBERED:
+                del self._told[next(iter(self._told))]
 
         def left() -> None:
             self._leaving.discard(engine)
@@ -365,16 +381,23 @@ class Worker:
 
     # --- what sessions ask ------------------------------------------------------------------------------------------
 
-    def _authorize(self, connect: Connect, target: str, kind: str) -> int | Admission:
+    def _authorize(self, connect: Connect, guest: Guest, target: str, initiator: str, kind: str) -> int | Admission:
         """Who may log in to what (``session.login_target.Authority``)."""
         if not connect.tsih:
             return LoginStatus.OUT_OF_RESOURCES
         if kind == DISCOVERY:
-            return 0
+            return Admission(authenticator=guest.challenge("", initiator))
         node = self._nodes.by_name.get(_normalized(target))
         if node is None:
             return LoginStatus.NOT_FOUND
-        return Admission(offers=node.offers, alias=node.alias, portal_group_tag=node.portal_group_tag)
+        if connect.portal_group_tag not in node.portal_group_tags:
+            return LoginStatus.NOT_FOUND  # RFC 7143 11.13.5: it is not at this address
+        return Admission(
+            offers=node.offers,
+            alias=node.alias,
+            portal_group_tag=connect.portal_group_tag,
+            authenticator=guest.challenge(node.name, initiator),
+        )
 
     def _rejoin(self, link: Link, request: LoginRequest) -> int:
         """A second connection for a session: MaxConnections is 1."""
@@ -390,6 +413,9 @@ class Worker:
         parameters = engine.connection.parameters
         if engine.node is not None:
             self._succeed(link, engine)
+            if engine.nexus is not None:
+                engine.greet(self._told.pop(engine.nexus, ()))
+                self._nodes.gate.enter(engine.nexus, self._guests[link])
         info = SessionInfo(
             initiator=parameters.initiator_name,
             isid=parameters.isid,
@@ -403,8 +429,11 @@ class Worker:
             max_burst_length=parameters.max_burst_length,
             first_burst_length=parameters.first_burst_length,
             error_recovery_level=parameters.error_recovery_level,
+            portal_group_tag=link.connect.portal_group_tag,
         )
-        log.info("%s: %s logged in to %s", info.peer, info.initiator, info.target or "discovery")
+        user = self._guests[link].user
+        proved = f" as user {user}" if user else ""
+        log.info("%s: %s logged in to %s%s", info.peer, info.initiator, info.target or "discovery", proved)
         if link.claimed:
             self._send(SessionOpened(link.connect.tsih, info))
 
@@ -426,14 +455,22 @@ class Worker:
         answer: list[Pair] = []
         for key, value in pairs:
             if key == "SendTargets":
-                answer += send_targets(value, self._discovered(link), engine.node.name if engine.node else "")
+                answer += send_targets(value, self._discovered(link, engine), engine.node.name if engine.node else "")
             else:
                 answer += engine.renegotiate(key, value)
         return answer
 
-    def _discovered(self, link: Link) -> list[DiscoveredTarget]:
-        """Every target of the server, at the address where the initiator has found us."""
-        return [DiscoveredTarget(target.name, (link.address,)) for target in self._spec.targets]
+    def _discovered(self, link: Link, engine: Engine) -> list[DiscoveredTarget]:
+        """Every target that the initiator may use, at every address that it may reach it at."""
+        spec = self._spec
+        guest, initiator = self._guests[link], engine.connection.parameters.initiator_name
+        addresses = reachable(spec.portals, link.address, link.connect.portal_group_tag)
+        tags = {target.name: {group.tag for group in spec.access(target)} for target in spec.targets}
+        return [
+            DiscoveredTarget(target.name, tuple(place for place in addresses if place[1] in tags[target.name]))
+            for target in spec.targets
+            if guest.sees(target.name, initiator)
+        ]
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -447,6 +484,7 @@ class Worker:
         for link in self._links.values():
             link.engine.meter.settle()
         self._nodes.tick(now)
+        self._thresholds.tick()
         self._channel.flush()
         self._beat(now)
 
@@ -480,6 +518,7 @@ class Worker:
         """Take no more connections, ask every initiator to log out, and end within ``seconds``."""
         if self._stop_at is not None:
             return
+        self._conduit.stop()
         now = self._stopping_since = time.monotonic()
         self._stop_at = now + seconds
         self._next_tick = now
@@ -505,7 +544,12 @@ class Worker:
 def _same_nexus(one: Engine, other: Engine) -> bool:
     """Whether two sessions are of one initiator port and one target port (RFC 7143 4.4.3.1)."""
     mine, yours = one.connection.parameters, other.connection.parameters
-    return one.node is other.node and mine.isid == yours.isid and mine.initiator_name == yours.initiator_name
+    return (
+        one.node is other.node
+        and mine.isid == yours.isid
+        and mine.initiator_name == yours.initiator_name
+        and mine.target_portal_group_tag == yours.target_portal_group_tag
+    )
 
 
 def _normalized(name: str) -> str:

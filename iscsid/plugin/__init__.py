@@ -5,16 +5,20 @@ from __future__ import annotations
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Sharing, Space, Support, Threading
 from iscsid.block.filter import Filter
 from iscsid.errors import BlockError, Fault
+from iscsid.plugin.auth import CHAP_ALGORITHMS, AuthInfo, CredentialSource
 from iscsid.plugin.hookspecs import hookimpl
 from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, Option
 from iscsid.plugin.members import Member
 
 __all__ = [
     "API_VERSION",
+    "CHAP_ALGORITHMS",
+    "AuthInfo",
     "BackendInfo",
     "BlockError",
     "Capabilities",
     "Content",
+    "CredentialSource",
     "Device",
     "Extent",
     "Fault",

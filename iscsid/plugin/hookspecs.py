@@ -17,6 +17,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from iscsid.block.device import Device
+    from iscsid.plugin.auth import AuthInfo, CredentialSource
     from iscsid.plugin.info import BackendInfo, LayerInfo
 
 PROJECT = "iscsid"
@@ -32,6 +33,17 @@ def iscsid_backend_info() -> BackendInfo | None:
 @hookspec(firstresult=True)
 def iscsid_layer_info() -> LayerInfo | None:
     """Describe the layer of this plugin. Called once, at load, in the supervisor."""
+
+
+@hookspec(firstresult=True)
+def iscsid_auth_info() -> AuthInfo | None:
+    """Describe the authentication source of this plugin. Called once, at load, in the supervisor."""
+
+
+@hookspec(firstresult=True)
+def iscsid_authenticate(options: Mapping[str, Any]) -> CredentialSource:
+    """Make the source of secrets for one target, or for discovery. Called in every worker, when it starts."""
+    raise NotImplementedError
 
 
 @hookspec(firstresult=True)

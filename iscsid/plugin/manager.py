@@ -26,6 +26,7 @@ import pluggy
 from iscsid.block.device import Device, Sharing
 from iscsid.errors import BlockError, PluginError
 from iscsid.plugin import hookspecs
+from iscsid.plugin.auth import AuthInfo, CredentialSource
 from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, check_options, near
 from iscsid.plugin.members import MAX_DEPTH, TYPE, Member, depth
 
@@ -36,6 +37,7 @@ BUILTIN = (
     "iscsid_backends.ram",
     "iscsid_backends.null",
     "iscsid_backends.blockdev",
+    "iscsid_plugins.chap",
 )
 #: Names of built-in back ends that are not the name of their module (``block`` is a room of iscsid already).
 PROVIDED_BY = {"block": "blockdev"}
@@ -47,12 +49,20 @@ _HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith(_PREFIX))
 _STRICTNESS = (Sharing.SHARED, Sharing.SHARED_READ, Sharing.EXCLUSIVE_OWNER)
 
 
+#: What a plugin must implement beside the hook that describes it.
+_MAKERS: dict[type, str] = {
+    BackendInfo: "iscsid_open",
+    LayerInfo: "iscsid_filter",
+    AuthInfo: "iscsid_authenticate",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Owner:
-    """A back end or a layer, and the plugin that owns it."""
+    """A back end, a layer or an authentication source, and the plugin that owns it."""
 
     plugin: str
-    info: BackendInfo | LayerInfo
+    info: BackendInfo | LayerInfo | AuthInfo
 
 
 def _members(owner: _Owner, options: Mapping[str, Any]) -> list[tuple[str, tuple[Member, ...]]]:
@@ -75,6 +85,7 @@ class Plugins:
             self._manager.set_blocked(PROVIDED_BY.get(name, name))
         self._backends: dict[str, _Owner] = {}
         self._layers: dict[str, _Owner] = {}
+        self._auth: dict[str, _Owner] = {}
         #: What could not be used, and why.
         self.failures: list[PluginError] = []
 
@@ -87,6 +98,11 @@ class Plugins:
     def layers(self) -> dict[str, LayerInfo]:
         """The layers there are, by name."""
         return {name: owner.info for name, owner in self._layers.items() if isinstance(owner.info, LayerInfo)}
+
+    @property
+    def auth_sources(self) -> dict[str, AuthInfo]:
+        """The authentication sources there are, by name."""
+        return {name: owner.info for name, owner in self._auth.items() if isinstance(owner.info, AuthInfo)}
 
     # Loading.
 
@@ -116,7 +132,7 @@ class Plugins:
     def _forget(self, name: str) -> None:
         if self._manager.has_plugin(name):
             self._manager.unregister(name=name)
-        for known in (self._backends, self._layers):
+        for known in (self._backends, self._layers, self._auth):
             for provided in [key for key, owner in known.items() if owner.plugin == name]:
                 del known[provided]
 
@@ -134,6 +150,7 @@ class Plugins:
         for hook, kind, known in (
             ("iscsid_backend_info", BackendInfo, self._backends),
             ("iscsid_layer_info", LayerInfo, self._layers),
+            ("iscsid_auth_info", AuthInfo, self._auth),
         ):
             info = self._call(name, hook)
             if info is None:
@@ -144,7 +161,7 @@ class Plugins:
                 raise PluginError(name, f"made for API {info.api}; this server has {API_VERSION}")
             if info.name in known:
                 raise PluginError(name, f"the name {info.name} is taken by plugin {known[info.name].plugin}")
-            self._require(name, "iscsid_open" if kind is BackendInfo else "iscsid_filter")
+            self._require(name, _MAKERS[kind])
             known[info.name] = _Owner(name, info)
 
     def _require(self, name: str, hook: str) -> None:
@@ -163,6 +180,18 @@ class Plugins:
     def validate_layer(self, layer: str, options: Mapping[str, Any]) -> list[str]:
         """As :meth:`validate`, for a layer."""
         return self._validate(self._layers, "layer", layer, options)
+
+    def validate_auth(self, source: str, options: Mapping[str, Any]) -> list[str]:
+        """As :meth:`validate`, for an authentication source."""
+        return self._validate(self._auth, "authentication source", source, options)
+
+    def authenticate(self, source: str, options: Mapping[str, Any]) -> CredentialSource:
+        """Make an authentication source; in the worker."""
+        owner, values = self._options(source, options, self._auth, "authentication source")
+        made = self._call(owner.plugin, "iscsid_authenticate", options=values)
+        if not isinstance(made, CredentialSource):
+            raise PluginError(owner.plugin, f"iscsid_authenticate answered {type(made).__name__}")
+        return made
 
     def prepare(self, backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """Make ready what all workers share; in the supervisor, before they are forked.
@@ -255,7 +284,7 @@ class Plugins:
         if problems:
             return problems
         try:
-            answer = self._call(owner.plugin, "iscsid_validate", options=values) if kind == "back end" else None
+            answer = self._call(owner.plugin, "iscsid_validate", options=values) if kind != "layer" else None
         except PluginError as error:
             return [str(error)]
         if isinstance(answer, str) or not isinstance(answer, Iterable | None):
