@@ -14,7 +14,8 @@ from iscsid.errors import ScsiError
 from iscsid.scsi.const import DIRECT_ACCESS_BLOCK_DEVICE, PROTOCOL_ISCSI, Association, CodeSet, Designator
 from iscsid.scsi.copy_vpd import third_party_copy
 from iscsid.scsi.plan import Plan, Reply
-from iscsid.scsi.ports import port_name
+from iscsid.scsi.ports import port_name, referrals
+from iscsid.scsi.sanitize import refusal
 from iscsid.scsi.sense import Reason, build_sense
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ DESC = 0x01  # byte 1 of REQUEST SENSE: descriptor format
 # 22 bytes that are not ours (36 - 57), VERSION DESCRIPTORS 1 - 8, reserved (SPC-4 6.6.2)
 STANDARD = struct.Struct(">BBBBBBBB8s16s4s22x8H22x")
 VERSION_SPC_4 = 0x06
+_RMB = 0x80  # byte 1: the medium can be ejected
 _HISUP, _FORMAT = 0x10, 0x02  # hierarchical LUNs; the format of SPC-2 and later
-_3PC, _TPGS_IMPLICIT, _MULTIP, _CMDQUE = 0x08, 0x10, 0x10, 0x02  # bytes 5, 6 and 7
+_3PC, _TPGS, _MULTIP, _CMDQUE = 0x08, 0x30, 0x10, 0x02  # bytes 5, 6 and 7
 VERSION_DESCRIPTORS = (0x00A0, 0x0960, 0x0460, 0x04C0)  # SAM-5, iSCSI, SPC-4, SBC-3, no version claimed (SPC-4 6.6.5)
 
 
@@ -38,22 +40,22 @@ def inquiry(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
     if not cdb[1] & EVPD:
         if page:
             raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=2)
-        return Reply(standard_data(lu.identity, len(lu.port_groups))[:allocation_length])
+        return Reply(standard_data(lu.identity, len(lu.port_groups), lu.medium.removable)[:allocation_length])
     build = PAGES.get(page)
     if build is None:
         raise ScsiError(Reason.INVALID_FIELD_IN_CDB, field=2)
     return Reply(vpd_page(DIRECT_ACCESS_BLOCK_DEVICE, page, build(lu, nexus))[:allocation_length])
 
 
-def standard_data(identity: Identity, ports: int = 1) -> bytes:
+def standard_data(identity: Identity, ports: int = 1, removable: bool = False) -> bytes:
     """Return the standard INQUIRY data (SPC-4 6.6.2) of a unit that is behind so many target ports."""
     return STANDARD.pack(
         DIRECT_ACCESS_BLOCK_DEVICE,
-        0,  # RMB: the medium stays in
+        _RMB if removable else 0,
         VERSION_SPC_4,
         _HISUP | _FORMAT,
         STANDARD.size - 5,
-        _TPGS_IMPLICIT | _3PC,  # REPORT TARGET PORT GROUPS without SET; no SCC, ACC, PROTECT
+        _TPGS | _3PC,  # implicit and explicit asymmetric access; no SCC, ACC, PROTECT
         _MULTIP if ports > 1 else 0,  # no enclosure
         _CMDQUE,
         padded(identity.vendor, 8),
@@ -136,20 +138,21 @@ def management_network_addresses(lu: LogicalUnit, nexus: Nexus) -> bytes:
     return b""
 
 
-# ACTIVATE MICROCODE and protection, task attributes, caches, LUICLR; the rest, from R_SUP on, is not supported
-_EXTENDED_INQUIRY = struct.Struct(">BBBB56x")
-_SIMPSUP = 0x01
+# ACTIVATE MICROCODE and protection, task attributes, caches, LUICLR, R_SUP; the rest is not supported
+_EXTENDED_INQUIRY = struct.Struct(">BBBBB55x")
+_HEADSUP, _ORDSUP, _SIMPSUP = 0x04, 0x02, 0x01
 _V_SUP = 0x01
 _LUICLR = 0x01
+_R_SUP = 0x10
 
 
 def extended_inquiry_data(lu: LogicalUnit, nexus: Nexus) -> bytes:
     """Page 86h (SPC-4 7.8.7): what of SAM and SPC is there.
 
-    No microcode to download, no protection information, no referrals (hence no page B3h). HEADSUP and ORDSUP are 0:
-    tasks of every attribute are executed as SIMPLE ones. V_SUP tells of a cache that SYNCHRONIZE CACHE empties.
+    No microcode to download, no protection information. R_SUP: referrals, in page B3h. PRIOR_SUP is 0: the priority
+    of a command is accepted and ignored. V_SUP tells of a cache that SYNCHRONIZE CACHE empties.
     """
-    return _EXTENDED_INQUIRY.pack(0, _SIMPSUP, _V_SUP if lu.volatile else 0, _LUICLR)
+    return _EXTENDED_INQUIRY.pack(0, _HEADSUP | _ORDSUP | _SIMPSUP, _V_SUP if lu.volatile else 0, _LUICLR, _R_SUP)
 
 
 _ALL_PAGES_AND_SUBPAGES = b"\x3f\xff"
@@ -221,11 +224,17 @@ def _blocks(lu: LogicalUnit, length: int, limit: int) -> int:
 
 
 NON_ROTATING = 1
+_WABEREQ = 0b01 << 6  # with WACEREQ, byte 5 of the page
 
 
 def block_device_characteristics(lu: LogicalUnit, nexus: Nexus) -> bytes:
-    """Page B1h (SBC-3 6.6.3): MEDIUM ROTATION RATE, which is not reported for what does rotate."""
-    return struct.pack(">H58x", 0 if lu.device.rotational else NON_ROTATING)
+    """Page B1h (SBC-3 6.6.3): MEDIUM ROTATION RATE, which is not reported for what does rotate.
+
+    WABEREQ 01b says that what SANITIZE BLOCK ERASE has erased can be read without being written before; WACEREQ is 00b
+    where there is no CRYPTOGRAPHIC ERASE.
+    """
+    wabereq = _WABEREQ if lu.erases else 0
+    return struct.pack(">HxB56x", 0 if lu.device.rotational else NON_ROTATING, wabereq)
 
 
 _LBPU, _LBPWS, _LBPWS10, _LBPRZ = 0x80, 0x40, 0x20, 0x04
@@ -233,11 +242,11 @@ _THIN_PROVISIONED = 2
 
 
 def logical_block_provisioning(lu: LogicalUnit, nexus: Nexus) -> bytes:
-    """Page B2h (SBC-3 6.6.5): no threshold, no anchors; what is not thin claims nothing."""
+    """Page B2h (SBC-3 6.6.5): no anchors; a threshold exponent where the device tells how full its medium is."""
     if not lu.thin:
         return bytes(4)
     flags = _LBPU | _LBPWS | _LBPWS10 | (_LBPRZ if lu.device.discard_zeroes else 0)
-    return bytes((0, flags, _THIN_PROVISIONED, 0))
+    return bytes((lu.threshold_exponent if lu.metered else 0, flags, _THIN_PROVISIONED, 0))
 
 
 PAGES: dict[int, Callable[[LogicalUnit, Nexus], bytes]] = {
@@ -252,6 +261,7 @@ PAGES: dict[int, Callable[[LogicalUnit, Nexus], bytes]] = {
     0xB0: block_limits,
     0xB1: block_device_characteristics,
     0xB2: logical_block_provisioning,
+    0xB3: referrals,
 }
 
 
@@ -259,6 +269,11 @@ PAGES: dict[int, Callable[[LogicalUnit, Nexus], bytes]] = {
 
 
 def request_sense(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    """SPC-4 6.39: a waiting unit attention, which this takes, or NO SENSE; sense data never waits in iSCSI."""
-    reason = nexus.attentions.pop(0) if nexus.attentions else Reason.NO_SENSE
-    return Reply(build_sense(ScsiError(reason), bool(cdb[1] & DESC))[: cdb[4]])
+    """SPC-4 6.39: a waiting unit attention, which this takes, or the pollable sense data of a sanitize operation
+    (SBC-3 4.11) or of a unit that is not ready, or NO SENSE; sense data never waits in iSCSI."""
+    error = ScsiError(nexus.attentions.pop(0) if nexus.attentions else Reason.NO_SENSE)
+    if lu.sanitize is not None and error.reason is Reason.NO_SENSE:
+        error = refusal(lu.sanitize, lu.progress.value)
+    elif lu.medium.hindrance is not None and error.reason is Reason.NO_SENSE:
+        error = ScsiError(lu.medium.hindrance)
+    return Reply(build_sense(error, bool(cdb[1] & DESC))[: cdb[4]])

@@ -28,10 +28,15 @@ class Reason(enum.Enum):
 
     NO_SENSE = enum.auto()
     NOT_READY = enum.auto()
+    ASYMMETRIC_ACCESS_STATE_TRANSITION = enum.auto()
+    TARGET_PORT_IN_STANDBY_STATE = enum.auto()
+    TARGET_PORT_IN_UNAVAILABLE_STATE = enum.auto()
+    LOGICAL_UNIT_OFFLINE = enum.auto()
     MEDIUM_NOT_PRESENT = enum.auto()
     UNRECOVERED_READ_ERROR = enum.auto()
     WRITE_ERROR = enum.auto()
     INTERNAL_TARGET_FAILURE = enum.auto()
+    SET_TARGET_PORT_GROUPS_COMMAND_FAILED = enum.auto()
     PARAMETER_LIST_LENGTH_ERROR = enum.auto()
     INVALID_COMMAND_OPERATION_CODE = enum.auto()
     LBA_OUT_OF_RANGE = enum.auto()
@@ -49,18 +54,25 @@ class Reason(enum.Enum):
     RESERVATIONS_PREEMPTED = enum.auto()
     RESERVATIONS_RELEASED = enum.auto()
     REGISTRATIONS_PREEMPTED = enum.auto()
+    ASYMMETRIC_ACCESS_STATE_CHANGED = enum.auto()
     CAPACITY_DATA_HAS_CHANGED = enum.auto()
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = enum.auto()
     INQUIRY_DATA_HAS_CHANGED = enum.auto()
     REPORTED_LUNS_DATA_HAS_CHANGED = enum.auto()
+    THIN_PROVISIONING_SOFT_THRESHOLD_REACHED = enum.auto()
     WRITE_PROTECTED = enum.auto()
     SPACE_ALLOCATION_FAILED = enum.auto()
     PROTOCOL_SERVICE_CRC_ERROR = enum.auto()
     NOT_ENOUGH_UNSOLICITED_DATA = enum.auto()
     UNEXPECTED_UNSOLICITED_DATA = enum.auto()
     DATA_PHASE_ERROR = enum.auto()
+    INVALID_MESSAGE_ERROR = enum.auto()
     OVERLAPPED_COMMANDS = enum.auto()
     MISCOMPARE_DURING_VERIFY = enum.auto()
+    SANITIZE_IN_PROGRESS = enum.auto()
+    SANITIZE_COMMAND_FAILED = enum.auto()
+    INITIALIZING_COMMAND_REQUIRED = enum.auto()
+    MEDIUM_REMOVAL_PREVENTED = enum.auto()
     OPERATION_IN_PROGRESS = enum.auto()
     INVALID_TOKEN_OPERATION = enum.auto()
     UNSUPPORTED_TOKEN_TYPE = enum.auto()
@@ -89,10 +101,17 @@ def _row(key: SenseKey, asc: int, ascq: int) -> Sense:
 REASONS: dict[Reason, Sense] = {
     Reason.NO_SENSE: _row(SenseKey.NO_SENSE, 0x00, 0x00),
     Reason.NOT_READY: _row(SenseKey.NOT_READY, 0x04, 0x00),
+    Reason.ASYMMETRIC_ACCESS_STATE_TRANSITION: _row(SenseKey.NOT_READY, 0x04, 0x0A),
+    Reason.TARGET_PORT_IN_STANDBY_STATE: _row(SenseKey.NOT_READY, 0x04, 0x0B),
+    Reason.TARGET_PORT_IN_UNAVAILABLE_STATE: _row(SenseKey.NOT_READY, 0x04, 0x0C),
+    Reason.LOGICAL_UNIT_OFFLINE: _row(SenseKey.NOT_READY, 0x04, 0x12),
+    Reason.INITIALIZING_COMMAND_REQUIRED: _row(SenseKey.NOT_READY, 0x04, 0x02),
     Reason.MEDIUM_NOT_PRESENT: _row(SenseKey.NOT_READY, 0x3A, 0x00),
+    Reason.MEDIUM_REMOVAL_PREVENTED: _row(SenseKey.ILLEGAL_REQUEST, 0x53, 0x02),
     Reason.UNRECOVERED_READ_ERROR: _row(SenseKey.MEDIUM_ERROR, 0x11, 0x00),
     Reason.WRITE_ERROR: _row(SenseKey.MEDIUM_ERROR, 0x0C, 0x00),
     Reason.INTERNAL_TARGET_FAILURE: _row(SenseKey.HARDWARE_ERROR, 0x44, 0x00),
+    Reason.SET_TARGET_PORT_GROUPS_COMMAND_FAILED: _row(SenseKey.HARDWARE_ERROR, 0x67, 0x0A),
     Reason.PARAMETER_LIST_LENGTH_ERROR: _row(SenseKey.ILLEGAL_REQUEST, 0x1A, 0x00),
     Reason.INVALID_COMMAND_OPERATION_CODE: _row(SenseKey.ILLEGAL_REQUEST, 0x20, 0x00),
     Reason.LBA_OUT_OF_RANGE: _row(SenseKey.ILLEGAL_REQUEST, 0x21, 0x00),
@@ -110,10 +129,12 @@ REASONS: dict[Reason, Sense] = {
     Reason.RESERVATIONS_PREEMPTED: _row(SenseKey.UNIT_ATTENTION, 0x2A, 0x03),
     Reason.RESERVATIONS_RELEASED: _row(SenseKey.UNIT_ATTENTION, 0x2A, 0x04),
     Reason.REGISTRATIONS_PREEMPTED: _row(SenseKey.UNIT_ATTENTION, 0x2A, 0x05),
+    Reason.ASYMMETRIC_ACCESS_STATE_CHANGED: _row(SenseKey.UNIT_ATTENTION, 0x2A, 0x06),
     Reason.CAPACITY_DATA_HAS_CHANGED: _row(SenseKey.UNIT_ATTENTION, 0x2A, 0x09),
     Reason.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR: _row(SenseKey.UNIT_ATTENTION, 0x2F, 0x00),
     Reason.INQUIRY_DATA_HAS_CHANGED: _row(SenseKey.UNIT_ATTENTION, 0x3F, 0x03),
     Reason.REPORTED_LUNS_DATA_HAS_CHANGED: _row(SenseKey.UNIT_ATTENTION, 0x3F, 0x0E),
+    Reason.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED: _row(SenseKey.UNIT_ATTENTION, 0x38, 0x07),
     Reason.WRITE_PROTECTED: _row(SenseKey.DATA_PROTECT, 0x27, 0x00),
     Reason.SPACE_ALLOCATION_FAILED: _row(SenseKey.DATA_PROTECT, 0x27, 0x07),
     # The three conditions that RFC 7143 section 11.4.7.2 maps from iSCSI to sense data.
@@ -121,8 +142,11 @@ REASONS: dict[Reason, Sense] = {
     Reason.NOT_ENOUGH_UNSOLICITED_DATA: _row(SenseKey.ABORTED_COMMAND, 0x0C, 0x0D),
     Reason.UNEXPECTED_UNSOLICITED_DATA: _row(SenseKey.ABORTED_COMMAND, 0x0C, 0x0C),
     Reason.DATA_PHASE_ERROR: _row(SenseKey.ABORTED_COMMAND, 0x4B, 0x00),
+    Reason.INVALID_MESSAGE_ERROR: _row(SenseKey.ILLEGAL_REQUEST, 0x49, 0x00),  # a task attribute there is not
     Reason.OVERLAPPED_COMMANDS: _row(SenseKey.ABORTED_COMMAND, 0x4E, 0x00),
     Reason.MISCOMPARE_DURING_VERIFY: _row(SenseKey.MISCOMPARE, 0x1D, 0x00),
+    Reason.SANITIZE_IN_PROGRESS: _row(SenseKey.NOT_READY, 0x04, 0x1B),
+    Reason.SANITIZE_COMMAND_FAILED: _row(SenseKey.MEDIUM_ERROR, 0x31, 0x03),
     # Third-party copies (SPC-4 5.17.7, 6.4): before a segment is processed, and at one.
     Reason.OPERATION_IN_PROGRESS: _row(SenseKey.ILLEGAL_REQUEST, 0x00, 0x16),
     Reason.INVALID_TOKEN_OPERATION: _row(SenseKey.ILLEGAL_REQUEST, 0x23, 0x00),
@@ -195,6 +219,9 @@ def _build_descriptor_sense(sense: Sense, error: ScsiError, pointer: bytes | Non
 
 
 def _field_pointer(error: ScsiError) -> bytes | None:
+    """The sense-key specific bytes: where the field is that is wrong, or how far an operation is."""
+    if error.progress is not None:
+        return _FIELD_POINTER.pack(_SKSV, error.progress)  # SPC-4 4.5.2.4.4
     if error.field is None:
         return None
     head = _SKSV

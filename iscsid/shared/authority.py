@@ -24,17 +24,20 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from iscsid.errors import LocalProtocolError, ScsiError
 from iscsid.scsi.const import Status
+from iscsid.scsi.ports import ONE_GROUP, Access
+from iscsid.scsi.removable import FIXED, Medium
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import NexusId, Outcome
 from iscsid.shared import rules
 from iscsid.shared.barrier import Barrier
-from iscsid.shared.messages import AskReset, AskUnit, UnitAnswer, UnitApplied, UpdateUnit
-from iscsid.shared.rules import Request, Reset, UnitState
+from iscsid.shared.messages import AskReset, AskUnit, SanitizeOver, UnitAnswer, UnitApplied, UpdateUnit, Withdraw
+from iscsid.shared.rules import AccessChange, Request, Reset, UnitState
 
 MAX_WAITING: Final = 256  # asks per unit that wait for their turn: two whole command windows
 MAX_STATE: Final = 96 * 1024  # bytes of a state in a message; a change that makes it longer is refused
 MAX_PART: Final = 64 * 1024  # bytes of attentions and aborts in one message; more of them take more messages
-PORTAL_GROUP_TAG: Final = 1
+ADMINISTRATOR: Final = -1  # in place of a worker's index: who asks at the control socket
+NOBODY: Final = NexusId("", 0, "", 0)
 STALL: Final = 5.0  # seconds between two calls of expire() after which nobody could have been heard
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class Tell(NamedTuple):
-    """Send ``message`` to this worker."""
+    """Send ``message`` to this worker, or to the ADMINISTRATOR."""
 
     worker: int
     message: UpdateUnit | UnitAnswer
@@ -79,15 +82,18 @@ Action: TypeAlias = Tell | Kill | Keep | End
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a unit is: the targets that have it, and the workers that serve it (None: all)."""
+    """Where a unit is: the targets that have it, the workers that serve it (None: all), and the target port groups of
+    each target, and the medium, as the server begins with them."""
 
     targets: frozenset[str]
     workers: frozenset[int] | None = None
+    access: Access = field(default_factory=dict)
+    medium: Medium = FIXED
 
     @property
     def ports(self) -> frozenset[tuple[str, int]]:
-        """Its target ports: each target is one portal group."""
-        return frozenset((target, PORTAL_GROUP_TAG) for target in self.targets)
+        """Its target ports: one in each portal group of each target."""
+        return frozenset((target, g.tag) for target in self.targets for g in self.access.get(target, ONE_GROUP))
 
 
 @dataclass(eq=False, slots=True)
@@ -109,13 +115,24 @@ class _Change:
     ask: _Ask | None = None
     request: Request | None = None
     reset: Reset | None = None
+    access: AccessChange | None = None
     outcome: Outcome | None = None
+    sanitized: bool | None = None  # how a sanitize operation has ended
 
     @property
     def name(self) -> str:
+        if self.sanitized is not None:
+            return "sanitize completed" if self.sanitized else "sanitize failed"
         if self.reset is not None:
             return self.reset.name
+        if self.access is not None:
+            return "change of the access state"
         return "nexus lost" if self.request is None else f"command {self.request.cdb[:2].hex()}"
+
+    @property
+    def resets_unit(self) -> bool:
+        """Whether it aborts the tasks of every nexus."""
+        return self.reset is not None and not self.reset.nexus_only
 
 
 @dataclass(eq=False, slots=True)
@@ -131,6 +148,7 @@ class _Unit:
     lost: dict[NexusId, None] = field(default_factory=dict)  # nexuses whose loss is to be looked at first
     current: _Change | None = None
     barrier: Barrier | None = None
+    sanitizer: int | None = None  # the worker that executes the sanitize operation of the state
     unsure: bool = False  # whether what is on disk is what should be: the last attempt to write it has failed
 
     def take(self, state: UnitState) -> None:
@@ -139,12 +157,19 @@ class _Unit:
         self.text = _state_text(state)
         self.generation += 1
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether nobody executes the sanitize operation that the state says is under way."""
+        return self.sanitizer is None and rules.sanitizing(self.state)
+
 
 class Authority:
     """All units of the server, by key (the serial number)."""
 
     def __init__(self, units: Mapping[str, Place]) -> None:
-        self._units = {key: _Unit(key, place) for key, place in units.items()}
+        self._units = {
+            key: _Unit(key, place, UnitState(access=place.access, medium=place.medium)) for key, place in units.items()
+        }
         self._workers: set[int] = set()
         self._sessions: dict[int, tuple[int, NexusId]] = {}  # TSIH -> worker and nexus
         self._open: Counter[NexusId] = Counter()  # how many sessions each nexus has: two while one takes over
@@ -153,7 +178,8 @@ class Authority:
 
     def restore(self, unit: str, plain: Mapping[str, Any]) -> None:
         """Start with what was kept of ``unit``. Before the first worker is ready. Raises ValueError."""
-        self._units[unit].take(rules.restore(plain))
+        here = self._units[unit]
+        here.take(replace(rules.restore(plain), access=here.place.access, medium=here.place.medium))
 
     def state(self, unit: str) -> UnitState:
         """The state that is in force, or being brought into force."""
@@ -192,6 +218,8 @@ class Authority:
         for unit in self._units.values():
             if unit.barrier is not None:
                 unit.barrier.died(worker)
+            if unit.sanitizer == worker:
+                unit.sanitizer = None
         return out + self._advance_all(self._units.values(), now)
 
     def session_opened(self, worker: int, tsih: int, nexus: NexusId, now: float) -> list[Action]:
@@ -237,6 +265,16 @@ class Authority:
         change = _Change(nexus, ask, Request(nexus, cdb, data, facts=facts))
         return self._enqueue(ask, [(unit, change)], now)
 
+    def change_access(self, number: int, change: AccessChange, now: float) -> list[Action]:
+        """The administrator asks, by a number of an ask of his that is not answered yet; for all units of the target,
+        one at least. The answer goes to ADMINISTRATOR."""
+        units = list(self._of_target(change.target))
+        if not units:
+            return _refusal(_Ask(ADMINISTRATOR, number, 0), ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED))
+        ask = _Ask(ADMINISTRATOR, number, len(units))
+        nobody = NexusId("", 0, change.target, change.tag)
+        return self._enqueue(ask, [(unit, _Change(nobody, ask, access=change)) for unit in units], now)
+
     def _ask_reset(self, ask: _Ask, message: AskReset, nexus: NexusId, now: float) -> list[Action]:
         reset = rules.RESETS.get(message.function)
         if reset is None:
@@ -248,6 +286,24 @@ class Authority:
             return _refusal(ask, ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED))
         ask.units = len(units)
         return self._enqueue(ask, [(unit, _Change(nexus, ask, reset=reset)) for unit in units], now)
+
+    def withdraw(self, worker: int, message: Withdraw, now: float) -> list[Action]:
+        """A worker does not want any more what it has asked for. What is under way by then happens all the same."""
+        ask = self._asks.get((worker, message.ask))
+        out: list[Action] = []
+        if ask is not None:
+            for unit in self._units.values():
+                self._abort(unit, lambda change: change.ask is ask, out)
+        return out
+
+    def sanitize_over(self, worker: int, message: SanitizeOver, now: float) -> list[Action]:
+        """The sanitize operation that ``worker`` was executing has ended. It is looked at before all that waits."""
+        unit, ask = self._units.get(message.unit), _Ask(worker, message.ask, 1)
+        if unit is None or unit.sanitizer != worker:
+            return _refusal(ask, ScsiError(Reason.SANITIZE_COMMAND_FAILED))
+        self._asks[worker, message.ask] = ask
+        unit.waiting.appendleft(_Change(NOBODY, ask, sanitized=message.ok))
+        return self._advance_all([unit], now)
 
     def _enqueue(self, ask: _Ask, changes: list[tuple[_Unit, _Change]], now: float) -> list[Action]:
         if any(len(unit.waiting) >= MAX_WAITING for unit, _ in changes):
@@ -264,6 +320,8 @@ class Authority:
         here = self._units[unit]
         out: list[Action] = []
         here.unsure = not ok
+        if not ok and here.current is not None and here.current.sanitized:
+            here.sanitizer = None  # nobody would know after a restart that it has completed: so it has not
         if ok:
             self._publish(here, now, out)
         else:
@@ -312,19 +370,19 @@ class Authority:
         while True:
             if unit.barrier is not None and unit.barrier.passed:
                 self._end(unit, None, out)
-            if unit.current is not None or not (unit.lost or unit.waiting):
+            if unit.current is not None or not (unit.orphaned or unit.lost or unit.waiting):
                 return
             self._begin(unit, now, out)
 
     def _begin(self, unit: _Unit, now: float, out: list[Action]) -> None:
-        change = _Change(unit.lost.popitem()[0]) if unit.lost else unit.waiting.popleft()
+        change = _next(unit)
         unit.current = change
         outcome = change.outcome = self._execute(unit, change)
         if outcome.error is not None:
             self._end(unit, outcome.error, out)
         elif outcome.state == unit.state and not (outcome.attentions or outcome.aborts or change.reset):
             self._end(unit, None, out)
-        elif change.request is not None and self._must_keep(unit, outcome):
+        elif (change.request is not None or change.sanitized) and self._must_keep(unit, outcome):
             out.append(Keep(unit.key, rules.kept(outcome.state)))
         else:
             self._publish(unit, now, out)
@@ -336,10 +394,16 @@ class Authority:
     def _execute(self, unit: _Unit, change: _Change) -> Outcome:
         """What the change comes to; a bug in it costs this one command."""
         if change.reset is not None:
-            return Outcome(rules.reset(unit.state) if change.reset.resets else unit.state)
+            if change.reset.nexus_only:
+                return rules.nexus_reset(unit.state, change.nexus, change.reset)
+            return Outcome(rules.reset(unit.state))
+        known = frozenset(self._known(unit))
+        if change.access is not None:
+            return rules.change_access(unit.state, change.access, known)
+        if change.sanitized is not None:
+            return Outcome(rules.sanitized(unit.state, change.sanitized))
         if change.request is None:
             return rules.nexus_lost(unit.state, change.nexus)
-        known = frozenset(self._known(unit))
         try:
             outcome = rules.apply(unit.state, replace(change.request, known=known, ports=unit.place.ports))
         except Exception:
@@ -354,9 +418,11 @@ class Authority:
         change = unit.current
         assert change is not None and change.outcome is not None
         outcome = change.outcome
+        if rules.sanitizing(outcome.state) and not rules.sanitizing(unit.state):
+            unit.sanitizer = None if change.ask is None or change.ask.dead else change.ask.worker
         unit.take(outcome.state)
-        if change.reset or outcome.aborts:
-            aborted = None if change.reset else frozenset(outcome.aborts)
+        if change.resets_unit or outcome.aborts:
+            aborted = None if change.resets_unit else frozenset(outcome.aborts)
             self._abort(unit, lambda other: aborted is None or other.nexus in aborted, out)
         counts = {}
         for worker in sorted(self._workers):
@@ -369,7 +435,7 @@ class Authority:
     def _updates(self, unit: _Unit, change: _Change, outcome: Outcome, worker: int) -> Iterator[UpdateUnit]:
         """The messages for one worker."""
         raised = list(self._raised(unit, change, outcome, worker))
-        if change.reset:
+        if change.resets_unit:
             for attentions, _ in _parts(raised, []):
                 yield _update(unit, attentions, '"all"', change.name)
         else:
@@ -384,10 +450,9 @@ class Authority:
         for attention in outcome.attentions:
             if worker in homes.get(attention.nexus, {worker}):
                 yield _json([attention.nexus, attention.reason.name])
-        if change.reset is not None:
+        if change.reset is not None and change.resets_unit:
             for nexus, at in homes.items():
-                concerned = worker in at and nexus.target in unit.place.targets
-                if concerned and (change.reset.sender_too or nexus != change.nexus):
+                if worker in at and nexus.target in unit.place.targets:
                     yield _json([nexus, change.reset.attention.name])
 
     def _end(self, unit: _Unit, error: ScsiError | None, out: list[Action]) -> None:
@@ -451,6 +516,13 @@ class Authority:
 # -- small things ------------------------------------------------------------------------------------------------------
 
 
+def _next(unit: _Unit) -> _Change:
+    """What is to be executed now."""
+    if unit.orphaned:
+        return _Change(NOBODY, sanitized=False)
+    return _Change(unit.lost.popitem()[0]) if unit.lost else unit.waiting.popleft()
+
+
 def _serves(unit: _Unit, worker: int) -> bool:
     return unit.place.workers is None or worker in unit.place.workers
 
@@ -460,7 +532,7 @@ def _aborts_now(unit: _Unit, worker: int, nexus: NexusId) -> bool:
     change = unit.current
     if change is None or unit.barrier is None or not unit.barrier.waits_for(worker):
         return False
-    return change.reset is not None or (change.outcome is not None and nexus in change.outcome.aborts)
+    return change.resets_unit or (change.outcome is not None and nexus in change.outcome.aborts)
 
 
 def _refusal(ask: _Ask, error: ScsiError) -> list[Action]:

@@ -22,7 +22,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, get_args, get_type_hints
 
-from iscsid.errors import LocalProtocolError
+from iscsid.errors import LocalProtocolError, ScsiError
+from iscsid.scsi.const import Status
+from iscsid.scsi.sense import Reason
 
 MAX_MESSAGE = 192 * 1024  # the longest: AskUnit with MAX_PARAMETERS in hexadecimal; the kernel takes 208 KiB
 MAX_PARAMETERS = 64 * 1024  # bytes of parameter list in an AskUnit: twice what 128 of the longest TransportIDs need
@@ -57,7 +59,8 @@ class Connect:
     ``tsih`` is what the session gets when the login succeeds, or the session that the login names. 0: there is none
     to be had. A login that itself carries TSIH 0 is then refused with 0302h (out of resources), one that names a TSIH
     with 020Ah (session does not exist). The other fields are what the first PDU was seen to say: good enough to
-    choose a worker, to be checked by the login. ``peer`` and ``portal`` are "address:port".
+    choose a worker, to be checked by the login. ``peer`` and ``portal`` are "address:port"; ``portal_group_tag`` is
+    that of the portal.
     """
 
     tsih: int
@@ -66,6 +69,7 @@ class Connect:
     target: str
     peer: str
     portal: str
+    portal_group_tag: int = 1
 
 
 @dataclass(slots=True)
@@ -194,7 +198,8 @@ class AskUnit:
 class AskReset:
     """A task management function that reaches over sessions; ``unit`` "" stands for all units of the target.
 
-    ``function`` is that of RFC 7143 section 11.5.1: CLEAR TASK SET, LOGICAL UNIT RESET, TARGET WARM or COLD RESET.
+    ``function`` is that of RFC 7143 section 11.5.1: LOGICAL UNIT RESET, TARGET WARM or COLD RESET, I_T NEXUS
+    RESET.
     """
 
     ask: int
@@ -204,6 +209,28 @@ class AskReset:
     target: str
     portal_group_tag: int
     function: int
+
+
+@dataclass(slots=True)
+class Withdraw:
+    """AskUnit ``ask`` is aborted; where it still waits for its turn it is answered TASK ABORTED, and does not happen.
+
+    There is no other answer to this than that of the ask.
+    """
+
+    ask: int
+
+
+@dataclass(slots=True)
+class SanitizeOver:
+    """The sanitize operation that this worker was executing has ended; ``ok``: it has completed, to the last byte.
+
+    ``ask`` is a number as in AskUnit. GOOD says that all workers know that it has completed.
+    """
+
+    ask: int
+    unit: str
+    ok: bool
 
 
 @dataclass(slots=True)
@@ -229,10 +256,23 @@ ToSupervisor: TypeAlias = (
     | Beat
     | AskUnit
     | AskReset
+    | Withdraw
+    | SanitizeOver
     | UnitApplied
     | Stopped
 )
 Message: TypeAlias = ToWorker | ToSupervisor
+
+
+def error_of(answer: UnitAnswer) -> ScsiError | None:
+    """What the answer says that has gone wrong; None: nothing."""
+    if answer.status == Status.GOOD:
+        return None
+    if not answer.reason:
+        return ScsiError(Status(answer.status))
+    pointer = None if answer.field < 0 else answer.field
+    bit = None if answer.bit < 0 else answer.bit
+    return ScsiError(Reason[answer.reason], field=pointer, bit=bit, in_data=answer.in_data)
 
 
 @dataclass(frozen=True, slots=True)

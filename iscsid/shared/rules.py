@@ -12,21 +12,29 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from iscsid.errors import ScsiError
-from iscsid.scsi import mode_select, reservation, reservation_out
+from iscsid.scsi import mode_select, ports, removable, reservation, reservation_out, sanitize
+from iscsid.scsi.const import Status
 from iscsid.scsi.mode import ModeState
 from iscsid.scsi.mode_select import UnitFacts
+from iscsid.scsi.ports import Access, AccessState
+from iscsid.scsi.removable import FIXED, Medium
 from iscsid.scsi.reservation import Reservations
+from iscsid.scsi.sanitize import Sanitize
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId, Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class UnitState:
-    """All of it. ``mode`` is None until a MODE SELECT was seen: the defaults are the workers' to know."""
+    """All of it. ``mode`` is None until a MODE SELECT was seen: the defaults are the workers' to know. ``access``
+    are the target port groups of each target that has the unit, and their states."""
 
     reservations: Reservations = reservation.EMPTY
     mode: ModeState | None = None
     saved_mode: ModeState | None = None
+    access: Access = field(default_factory=dict)
+    sanitize: Sanitize | None = None
+    medium: Medium = FIXED
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +92,113 @@ def _mode_select(state: UnitState, request: Request) -> Outcome:
     before = state.mode or default
     after = mode_select.apply(before, request.cdb, request.data, UnitFacts(**facts))
     saved = after if mode_select.saves(request.cdb) else state.saved_mode
-    others = [nexus for nexus in request.known if nexus != request.nexus] if after != before else []
-    raised = tuple(Attention(nexus, Reason.MODE_PARAMETERS_CHANGED) for nexus in others)
+    raised = _for_others(request, Reason.MODE_PARAMETERS_CHANGED) if after != before else ()
     return Outcome(replace(state, mode=after, saved_mode=saved), attentions=raised)
+
+
+def _for_others(request: Request, reason: Reason) -> tuple[Attention, ...]:
+    """``reason`` for every nexus but the one that sent the command."""
+    return tuple(Attention(nexus, reason) for nexus in request.known if nexus != request.nexus)
+
+
+# -- the medium --------------------------------------------------------------------------------------------------------
+
+
+def _start_stop(state: UnitState, request: Request) -> Outcome:
+    after = removable.start_stop(state.medium, request.cdb)
+    loads = after.loaded and not state.medium.loaded
+    raised = _for_others(request, Reason.MEDIUM_MAY_HAVE_CHANGED) if loads else ()
+    return Outcome(replace(state, medium=after), attentions=raised)
+
+
+def _prevent_allow(state: UnitState, request: Request) -> Outcome:
+    return Outcome(replace(state, medium=removable.prevent_allow(state.medium, request.nexus, request.cdb)))
+
+
+class MediumChange(NamedTuple):
+    """What the administrator wants of the medium: to ``load`` it, or to eject it; ``force``: even where an initiator
+    prevents that."""
+
+    load: bool
+    force: bool = False
+
+
+def change_medium(state: UnitState, change: MediumChange, known: Collection[NexusId]) -> Outcome:
+    """Load or eject; ``known`` are the nexuses that are logged in to the unit now."""
+    try:
+        after = removable.administer(state.medium, *change)
+    except ScsiError as error:
+        return Outcome(state, error=error)
+    loads = after.loaded and not state.medium.loaded
+    raised = tuple(Attention(nexus, Reason.MEDIUM_MAY_HAVE_CHANGED) for nexus in known) if loads else ()
+    return Outcome(replace(state, medium=after), attentions=raised)
+
+
+def capacity_changed(known: Collection[NexusId]) -> tuple[Attention, ...]:
+    """What the nexuses that are logged in are told of when the unit has another number of blocks (SBC-3 4.10)."""
+    return tuple(Attention(nexus, Reason.CAPACITY_DATA_HAS_CHANGED) for nexus in known)
+
+
+# -- asymmetric access -------------------------------------------------------------------------------------------------
+
+
+class AccessChange(NamedTuple):
+    """What the administrator wants of the target port group ``tag``; ``preferred`` None leaves that as it is."""
+
+    target: str
+    tag: int
+    state: AccessState
+    preferred: bool | None = None
+
+
+def change_access(state: UnitState, change: AccessChange, known: Collection[NexusId]) -> Outcome:
+    """Implicit asymmetric access: ``known`` are the nexuses that are logged in to the unit now."""
+    return _with_access(state, ports.by_administrator(state.access, *change, known))
+
+
+def _set_target_port_groups(state: UnitState, request: Request) -> Outcome:
+    return _with_access(state, ports.by_command(state.access, request.nexus, request.data, request.known))
+
+
+def _with_access(state: UnitState, outcome: Outcome) -> Outcome:
+    return replace(outcome, state=replace(state, access=outcome.state))
+
+
+# -- sanitize ----------------------------------------------------------------------------------------------------------
+
+
+def _sanitize(state: UnitState, request: Request) -> Outcome:
+    """SANITIZE; ``facts`` holds "block_size". Another nexus may have reserved the unit since its worker planned it."""
+    if reservation.restriction(state.reservations, request.nexus) is not None:
+        raise ScsiError(Status.RESERVATION_CONFLICT)
+    after = sanitize.apply(state.sanitize, request.cdb, request.data, request.facts["block_size"])
+    return Outcome(replace(state, sanitize=after))
+
+
+def sanitizing(state: UnitState) -> bool:
+    """Whether a sanitize operation is under way, so that some worker has to be at it."""
+    return state.sanitize is not None and not state.sanitize.failed
+
+
+def sanitized(state: UnitState, ok: bool) -> UnitState:
+    """The operation that was under way has completed, or it has not and never will."""
+    if state.sanitize is None or ok:
+        return replace(state, sanitize=None)
+    return replace(state, sanitize=replace(state.sanitize, failed=True))
 
 
 APPLY: Final[dict[int, Apply]] = {
     0x15: _mode_select,  # MODE SELECT(6), SPC-4 6.9
     0x16: _reserve,  # RESERVE(6), SPC-2 7.21
     0x17: _release,  # RELEASE(6), SPC-2 7.17
+    0x1B: _start_stop,  # START STOP UNIT, SBC-3 5.25
+    0x1E: _prevent_allow,  # PREVENT ALLOW MEDIUM REMOVAL, SBC-3 5.15
+    0x48: _sanitize,  # SANITIZE, SBC-3 5.24: all service actions
     0x55: _mode_select,  # MODE SELECT(10), SPC-4 6.10
     0x56: _reserve,  # RESERVE(10), SPC-2 7.22
     0x57: _release,  # RELEASE(10), SPC-2 7.18
     0x5F: _persistent_reserve_out,  # PERSISTENT RESERVE OUT, SPC-4 6.14: all service actions
+    0xA4: _set_target_port_groups,  # MAINTENANCE OUT: SET TARGET PORT GROUPS alone, SPC-4 6.45
 }
 """Operation code -> what it does to the state."""
 
@@ -107,6 +209,7 @@ def apply(state: UnitState, request: Request) -> Outcome:
     if function is None:
         return Outcome(state, error=ScsiError(Reason.INVALID_COMMAND_OPERATION_CODE))
     try:
+        sanitize.check(state.sanitize, request.cdb[0])
         return function(state, request)
     except ScsiError as error:
         return Outcome(state, error=error)
@@ -116,37 +219,44 @@ def apply(state: UnitState, request: Request) -> Outcome:
 
 
 class Reset(NamedTuple):
-    """A task management function that reaches over sessions (SAM-5 7; RFC 7143 section 11.5.1).
+    """A task management function that is more than the end of tasks (SAM-5 7; RFC 7143 section 11.5.1, RFC 7144).
 
-    ``resets``: it is a logical unit reset to the unit, and not only the end of its tasks. ``attention`` is established
-    for every nexus, that of the sender only if ``sender_too``. ``ends_sessions``: those of all initiators, after
-    the answer.
+    ``attention`` is established for every nexus that is reset: all of them, or with ``nexus_only`` that of the sender.
+    ``ends_sessions``: those of all initiators, after the answer.
     """
 
     name: str
-    resets: bool
     attention: Reason
-    sender_too: bool
-    ends_sessions: bool
+    nexus_only: bool = False
+    ends_sessions: bool = False
 
 
 _DEVICE_RESET = Reason.BUS_DEVICE_RESET_FUNCTION
-_CLEARED = Reason.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR
 RESETS: Final[dict[int, Reset]] = {
-    4: Reset("CLEAR TASK SET", False, _CLEARED, False, False),  # SAM-5 7.5
-    5: Reset("LOGICAL UNIT RESET", True, _DEVICE_RESET, True, False),  # SAM-5 6.3.3, 7.7
-    6: Reset("TARGET WARM RESET", True, _DEVICE_RESET, True, False),
-    7: Reset("TARGET COLD RESET", True, _DEVICE_RESET, True, True),
+    5: Reset("LOGICAL UNIT RESET", _DEVICE_RESET),  # SAM-5 6.3.3, 7.7
+    6: Reset("TARGET WARM RESET", _DEVICE_RESET),
+    7: Reset("TARGET COLD RESET", _DEVICE_RESET, ends_sessions=True),
+    11: Reset("I_T NEXUS RESET", Reason.I_T_NEXUS_LOSS, nexus_only=True),  # SAM-5 6.3.4, 7.6
 }
 
 
 def reset(state: UnitState) -> UnitState:
-    """A logical unit reset: SPC-2 reservations go, and the mode pages are the saved or the default ones again."""
-    return replace(state, reservations=reservation.reset(state.reservations), mode=state.saved_mode)
+    """A logical unit reset: SPC-2 reservations go, the mode pages are the saved or the default ones again, the unit is
+    started, and nobody prevents the removal of its medium any more."""
+    reservations, medium = reservation.reset(state.reservations), removable.reset(state.medium)
+    return replace(state, reservations=reservations, mode=state.saved_mode, medium=medium)
+
+
+def nexus_reset(state: UnitState, nexus: NexusId, how: Reset) -> Outcome:
+    """What the loss of ``nexus`` would bring, but its session goes on, and is told."""
+    outcome = nexus_lost(state, nexus)
+    raised = (*outcome.attentions, Attention(nexus, how.attention))
+    return replace(outcome, attentions=raised, aborts=(*outcome.aborts, nexus))
 
 
 def nexus_lost(state: UnitState, nexus: NexusId) -> Outcome:
     """``nexus`` has no session any more."""
+    state = replace(state, medium=removable.nexus_lost(state.medium, nexus))
     return _with_reservations(state, reservation.nexus_lost(state.reservations, nexus))
 
 
@@ -155,28 +265,43 @@ def nexus_lost(state: UnitState, nexus: NexusId) -> Outcome:
 
 def to_plain(state: UnitState) -> dict[str, Any]:
     """What ``UpdateUnit`` tells the workers: "reservations" as ``scsi.reservation.from_plain`` reads it; "mode" and
-    "saved_mode" as ``ModeState.from_plain`` does, or None for the unit's own default."""
+    "saved_mode" as ``ModeState.from_plain`` does, or None for the unit's own default; "access" as
+    ``scsi.ports.from_plain`` does; "sanitize" as ``Sanitize.from_plain``, or None; "medium" as
+    ``Medium.from_plain``."""
     return {
         "reservations": reservation.to_plain(state.reservations),
         "mode": state.mode and state.mode.to_plain(),
         "saved_mode": state.saved_mode and state.saved_mode.to_plain(),
+        "access": ports.to_plain(state.access),
+        "sanitize": state.sanitize and state.sanitize.to_plain(),
+        "medium": state.medium.to_plain(),
     }
 
 
+_KEPT: Final = ("reservations", "mode", "saved_mode")  # what a file of ``shared.store`` holds
+_SANITIZE: Final = "sanitize"  # and this where an operation was under way, or has failed
+
+
 def kept(state: UnitState) -> dict[str, Any] | None:
-    """What has to survive the server: registrations and reservation with APTPL, saved mode pages; None: nothing."""
+    """What has to survive the server: registrations and reservation with APTPL, saved mode pages, and a sanitize
+    operation, as a failed one: nobody goes on with it. None: nothing."""
     left = reservation.power_loss(state.reservations)
-    if not left.aptpl and state.saved_mode is None:
+    if not left.aptpl and state.saved_mode is None and state.sanitize is None:
         return None
-    return to_plain(UnitState(left, None, state.saved_mode))
+    plain = to_plain(sanitized(UnitState(left, None, state.saved_mode, sanitize=state.sanitize), False))
+    keys = _KEPT if state.sanitize is None else (*_KEPT, _SANITIZE)
+    return {key: plain[key] for key in keys}
 
 
 def restore(plain: Mapping[str, Any]) -> UnitState:
     """The state to start with, of what ``kept`` gave. Raises ValueError."""
-    if plain.keys() != {"reservations", "mode", "saved_mode"} or plain["mode"] is not None:
+    if plain.keys() - {_SANITIZE} != set(_KEPT) or plain["mode"] is not None:
         raise ValueError("not what is kept of a logical unit")
     saved = plain["saved_mode"]
     if saved is not None and not isinstance(saved, Mapping):
         raise ValueError("saved_mode is no table")
     saved_mode = None if saved is None else ModeState.from_plain(saved)
-    return UnitState(reservation.from_plain(plain["reservations"]), saved_mode, saved_mode)
+    state = UnitState(reservation.from_plain(plain["reservations"]), saved_mode, saved_mode)
+    if _SANITIZE not in plain:
+        return state
+    return sanitized(replace(state, sanitize=Sanitize.from_plain(plain[_SANITIZE])), False)

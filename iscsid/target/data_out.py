@@ -16,7 +16,7 @@ from iscsid.scsi.sense import Reason
 from iscsid.session.connection import TargetConnection
 from iscsid.session.transfer import TransferError, WriteTransfer
 from iscsid.target.answers import Answers
-from iscsid.target.task import Task, TaskSet
+from iscsid.target.task import HeldTask, Task, TaskSet
 from iscsid.wire.const import FINAL, RESERVED_TAG, WRITE
 from iscsid.wire.framer import DamagedPdu
 from iscsid.wire.pdu import ScsiCommand, ScsiDataOut
@@ -100,6 +100,8 @@ class DataOutCollector:
         when its task ends."""
         task = self._tasks.get(pdu.initiator_task_tag)
         if not isinstance(task, WriteTask) or task.running:
+            if isinstance(task, HeldTask):
+                task.keep(task, pdu)
             return
         data = pdu.data
         offset = pdu.buffer_offset
@@ -120,6 +122,8 @@ class DataOutCollector:
             task = self._tasks.get(damage.pdu.initiator_task_tag)
             if isinstance(task, WriteTask) and not task.running:
                 self._abandon(task, ScsiError(Reason.PROTOCOL_SERVICE_CRC_ERROR))
+            elif isinstance(task, HeldTask):
+                task.fail(task, ScsiError(Reason.PROTOCOL_SERVICE_CRC_ERROR))
 
     def _go_on(self, task: WriteTask) -> None:
         transfer = task.transfer

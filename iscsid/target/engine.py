@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from iscsid.block.guard import Guarded
 from iscsid.errors import BlockError, RejectError, ScsiError
@@ -26,17 +27,18 @@ from iscsid.session.transfer import Segment
 from iscsid.target.answers import Answers, expected_length
 from iscsid.target.data_in import QUEUE_LIMIT, DataInQueue, ReadTask
 from iscsid.target.data_out import DataOutCollector, WriteTask, announces_data
+from iscsid.target.logout import Logout
 from iscsid.target.management import TaskManager
 from iscsid.target.meter import Meter
 from iscsid.target.node import Nexus, Seat, TargetNode
-from iscsid.target.task import Done, Submit, Task, TaskSet
+from iscsid.target.order import NOT_SIMPLE, TaskOrder
+from iscsid.target.task import Authority, Done, HeldTask, Submit, Task, TaskSet
 from iscsid.target.textual import TextExchange
 from iscsid.text.codec import Pair
-from iscsid.wire.const import FINAL, READ, WRITE, LogoutReason, LogoutResponseCode, RejectReason
+from iscsid.wire.const import FINAL, READ, WRITE, RejectReason
 from iscsid.wire.framer import DamagedPdu
 from iscsid.wire.pdu import (
     LogoutRequest,
-    LogoutResponse,
     ScsiCommand,
     ScsiDataOut,
     TaskManagementRequest,
@@ -46,16 +48,6 @@ from iscsid.wire.pdu import (
 Data = bytes | bytearray
 
 AnswerText = Callable[["Engine", Sequence[Pair]], Sequence[Pair]]
-
-
-class Authority(Protocol):
-    """Where the state is kept that several workers share; ``done`` is called later, in the worker's loop."""
-
-    def ask(self, unit: str, nexus: NexusId, cdb: bytes, data: bytes, done: Callable[[ScsiError | None], None]) -> None:
-        """Execute a command that changes the state of ``unit``, a serial number; see ``scsi.plan.Ask``."""
-
-    def reset(self, unit: str, nexus: NexusId, function: int, done: Callable[[bool], None]) -> None:
-        """Perform a task management function that reaches over sessions; ``unit`` "": on all units of the target."""
 
 
 _NOTHING_HELD = contextlib.nullcontext()
@@ -81,6 +73,7 @@ class Engine:
         node: the target, None in a discovery session and before the login is over.
         closed: the session is over; whatever the pool still reports is dropped.
         commands, read_bytes, written_bytes: what the session has done.
+        write_commands, other_commands: WRITE commands, and those that are neither READ nor WRITE, or were refused.
     """
 
     def __init__(
@@ -98,6 +91,8 @@ class Engine:
         self.read_bytes = 0
         self.written_bytes = 0
         self.commands = 0
+        self.write_commands = 0
+        self.other_commands = 0
         self._node_of = node_of
         self._text = TextExchange(connection, lambda pairs: answer_text(self, pairs))
         self._submit_to_pool = submit
@@ -108,7 +103,10 @@ class Engine:
         self.meter = Meter(self)
         self._data_in = DataInQueue(connection, self.tasks, self._answers, self._submit)
         self._data_out = DataOutCollector(connection, self.tasks, self._answers)
-        self._management = TaskManager(connection, self.tasks, self.abort_all, self._reset, self._attention_waits)
+        self._order = TaskOrder(
+            self.tasks, self._answers, self._unit_of, self._on_command, self._refuse, self._data_out.data_out
+        )
+        self._management = TaskManager(connection, self.tasks, self.abort_all, lambda: self._seats, authority)
         self._seats: Mapping[int, Seat] = {}
         self._absent = AbsentUnit()
         self._nobody = Nexus()
@@ -116,13 +114,12 @@ class Engine:
         self._when_idle: list[Callable[[], None]] = []
         self._longest_read = 0  # what fits into one Data-In PDU
         self._longest_write = 0  # what may come as immediate data
-        self._logging_out = False
         self._handlers: dict[type, Callable[[Any], None]] = {
             Established: self._on_established,
             ScsiDataOut: self._data_out.data_out,
             TaskManagementRequest: self._management.request,
             TextRequest: self._text.request,
-            LogoutRequest: self._on_logout,
+            LogoutRequest: Logout(connection, self.tasks, self.abort_all).request,
             DamagedPdu: self._data_out.damaged,
         }
         self._starters: dict[type, Callable[[ScsiCommand, LogicalUnit, Any], None]] = {
@@ -143,10 +140,15 @@ class Engine:
         connection.framer.received(count)
         handlers = self._handlers
         on_command = self._on_command
+        order = self._order
+        lines = order.lines
         for event in connection.events():
             try:
                 if type(event) is ScsiCommand:
-                    on_command(event)
+                    if event.flags & NOT_SIMPLE or lines:
+                        order.take(event)
+                    else:
+                        on_command(event)
                 else:
                     handlers[type(event)](event)
             except RejectError as error:
@@ -155,15 +157,20 @@ class Engine:
                 connection.reject(error.reason, event.header if isinstance(event, DamagedPdu) else event.pack())
                 if error.fatal:
                     raise
+        if lines:
+            order.advance()
 
     def sent(self) -> None:
         """The outbox has shrunk: go on with the reads that waited for that."""
         self._data_in.pump()
+        self._order.advance()
 
     def close(self) -> None:
         """The session is over; nothing more is sent, and what runs in the pool ends unheard."""
         self.closed = True
         self.meter.settle()
+        self._order.close()
+        self._management.close()
         running = [task for task in self.tasks if task.running]
         for task in self.tasks:
             task.aborted = True
@@ -199,6 +206,9 @@ class Engine:
     def abort(self, task: Task) -> None:
         """Stop a task: it is never answered, and it leaves the set when nothing of it runs any more."""
         task.aborted = True
+        if task.withdraw is not None:
+            task.withdraw()
+            return
         if task.running:
             if task.cancel is not None:
                 task.cancel()
@@ -207,6 +217,8 @@ class Engine:
             self._data_out.end(task)
         elif isinstance(task, ReadTask):
             self._data_in.abort(task)
+        elif isinstance(task, HeldTask):
+            self._order.drop(task)
 
     def abort_all(self, tasks: Sequence[Task], then: Callable[[], None]) -> None:
         """Abort ``tasks``; call ``then`` when the last one has stopped: a write in the pool is still writing."""
@@ -232,10 +244,12 @@ class Engine:
         attentions: Collection[Attention],
         aborts: Collection[NexusId] | None,
         then: Callable[[], None],
+        refusal: ScsiError | None = None,
     ) -> None:
         """The shared state of ``unit`` has changed; call ``then`` when what is to be aborted for it has stopped.
 
-        ``aborts`` are the nexuses that lose their tasks on the unit; None: all of them.
+        ``aborts`` are the nexuses that lose their tasks on the unit; None: all of them. ``refusal``: what the new state
+        refuses ends with it, also what has begun.
         """
         if self.closed:
             self.when_idle(then)
@@ -246,14 +260,62 @@ class Engine:
             for raised in attentions:
                 if raised.nexus == nexus.id:
                     attention.establish(nexus.attentions, raised.reason)
+        if refusal is not None:
+            self._terminate(unit, refusal, then)
+            return
         if not any(aborts is None or nexus.id in aborts for nexus in nexuses):
             then()
             return
-        self.abort_all([task for task in self.tasks if self._is_for(task, unit)], then)
+        tasks = [task for task in self.tasks if self._unit_of(task.command.lun) is unit]
+        for task in tasks:
+            task.withdraw = None  # the authority has seen to those that wait there
+        self.abort_all(tasks, then)
+        self._order.advance()
 
-    def _is_for(self, task: Task, unit: LogicalUnit) -> bool:
-        seat = self._seats.get(task.command.lun)
-        return seat is not None and seat[0] is unit
+    def _terminate(self, unit: LogicalUnit, refusal: ScsiError, then: Callable[[], None]) -> None:
+        """End the tasks of ``unit`` with CHECK CONDITION when they have stopped, for a sanitize operation begins or
+        the medium goes: not those that are executed all the same, nor those of which the authority decides."""
+        tasks = [
+            task
+            for task in self.tasks
+            if self._unit_of(task.command.lun) is unit
+            and task.withdraw is None
+            and not unit.executes(task.command.cdb[0])
+        ]
+        for task in tasks:
+            if not task.aborted:
+                task.when_ended(partial(self._fail_late, task.command, refusal))
+        self.abort_all(tasks, then)
+        self._order.advance()
+
+    def _fail_late(self, command: ScsiCommand, refusal: ScsiError) -> None:
+        if not self.closed:
+            self._answers.fail(command, refusal)
+
+    @property
+    def nexus(self) -> NexusId | None:
+        """The I_T nexus; None in a discovery session and before the login is over."""
+        return next((nexus.id for _, nexus in self._seats.values()), None)
+
+    def greet(self, told: Collection[str]) -> None:
+        """Establish the unit attention that a session begins with.
+
+        ``told`` are the units, by serial number, of whose last reset this nexus has heard: for them it was lost and has
+        come back. The others say POWER ON, RESET, OR BUS DEVICE RESET, the code for whichever of these it was.
+        """
+        for unit, nexus in self._seats.values():
+            known = unit.identity.serial in told
+            reason = Reason.I_T_NEXUS_LOSS if known else Reason.POWER_ON_RESET_OR_BUS_DEVICE_RESET
+            attention.establish(nexus.attentions, reason)
+
+    def told(self) -> frozenset[str]:
+        """The units of whose last reset this nexus has heard, for ``greet`` of its next session."""
+        seats = self._seats.values()
+        return frozenset(unit.identity.serial for unit, nexus in seats if not attention.reset_waits(nexus.attentions))
+
+    def _unit_of(self, lun: int) -> LogicalUnit | None:
+        seat = self._seats.get(lun)
+        return None if seat is None else seat[0]
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -268,15 +330,15 @@ class Engine:
         self._take_lengths()
         if not parameters.discovery:  # a discovery session may name a target as well, and gets none
             node = self.node = self._node_of(parameters.target_name)
-            self._seats = node.seats(parameters.initiator_name, parameters.isid)
+            self._seats = node.seats(parameters.initiator_name, parameters.isid, parameters.target_portal_group_tag)
             self._nobody = Nexus(luns=node.luns)
         self._established(self)
 
     def _on_command(self, command: ScsiCommand) -> None:
         seat = self._seats.get(command.lun)
-        self.commands += 1
         if seat is not self.meter.seat:
             self.meter.turn(seat)
+        self.commands += 1
         if seat is None:
             self._on_absent(command)
             return
@@ -284,11 +346,16 @@ class Engine:
         try:
             plan = unit.plan(command.cdb, nexus)
         except (ScsiError, BlockError, OSError) as error:
+            self.other_commands += 1
             self._refuse(command, error)
             return
         if type(plan) is Read:
             self._read(command, unit, plan)
         else:
+            if type(plan) is Write:
+                self.write_commands += 1
+            else:
+                self.other_commands += 1
             self._starters[type(plan)](command, unit, plan)
 
     def _on_absent(self, command: ScsiCommand) -> None:
@@ -303,31 +370,6 @@ class Engine:
         assert isinstance(plan, Reply)
         data = plan.data
         self._after_unsolicited(command, lambda: self._deliver(command, data))
-
-    def _on_logout(self, request: LogoutRequest) -> None:
-        """Close the session, which is also what closing its only connection does (section 11.14).
-
-        The answer says that it is closed, so it waits for what of it is in the pool: the initiator may log in again
-        and write in the same place.
-        """
-        if self._logging_out:
-            raise RejectError(RejectReason.PROTOCOL_ERROR, "a second logout")
-        connection = self.connection
-        if request.reason == LogoutReason.REMOVE_CONNECTION_FOR_RECOVERY:
-            code = LogoutResponseCode.RECOVERY_NOT_SUPPORTED
-        elif request.reason == LogoutReason.CLOSE_CONNECTION and request.cid != connection.parameters.cid:
-            code = LogoutResponseCode.CID_NOT_FOUND
-        else:
-            self._logging_out = True
-            self.abort_all(list(self.tasks), lambda: self._log_out(request))
-            return
-        connection.send(LogoutResponse(response=code, initiator_task_tag=request.initiator_task_tag))
-
-    def _log_out(self, request: LogoutRequest) -> None:
-        connection = self.connection
-        connection.closing = True
-        tag = request.initiator_task_tag
-        connection.send(LogoutResponse(response=LogoutResponseCode.CLOSED, initiator_task_tag=tag))
 
     # --- plans ------------------------------------------------------------------------------------------------------
 
@@ -432,7 +474,10 @@ class Engine:
         def good(result: Data) -> None:
             if plan.then is not None:
                 command.flags |= FINAL  # whatever was announced with it has come
-                self._read(command, unit, plan.then)
+                if isinstance(plan.then, Read):
+                    self._read(command, unit, plan.then)
+                else:
+                    self._ask(command, unit, plan.then)
             elif result:
                 self._deliver(command, result)
             elif plan.status:
@@ -459,7 +504,8 @@ class Engine:
     def _ask(self, command: ScsiCommand, unit: LogicalUnit, plan: Ask) -> None:
         """Gather the parameters, then let the authority execute the command.
 
-        An abort does not wait for the authority: what waits there for a barrier may be what asked for the abort.
+        An abort of the initiator's withdraws it, and waits for the authority's word on whether it has happened. One of
+        the authority's does not wait: what waits there for a barrier may be what asked for the abort.
         """
         if plan.parameter_length > PARAMETER_LIMIT:
             self._refuse(command, ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR))
@@ -468,30 +514,18 @@ class Engine:
 
         def finish(task: WriteTask) -> None:
             def done(error: ScsiError | None) -> None:
+                task.withdraw = None
                 if not self.closed and self.tasks.get(command.initiator_task_tag) is task:
                     self._answer(task, b"", error, good, writes=True)
+                    self._order.advance()
 
-            self._authority.ask(unit.identity.serial, nexus.id, command.cdb, bytes(task.gathered), done)
+            parameters = bytes(task.gathered)
+            task.withdraw = self._authority.ask(unit.identity.serial, nexus.id, command.cdb, parameters, done)
 
         def good(_: Data) -> None:
             self._answers.good(command, plan.parameter_length, WRITE)
 
         self._data_out.collect(command, min(plan.parameter_length, expected_length(command, WRITE)), finish)
-
-    def _reset(self, lun: int | None, function: int, done: Callable[[bool], None]) -> bool:
-        """Have a task management function performed on the unit of ``lun``, None: on the target."""
-        seat = next(iter(self._seats.values()), None) if lun is None else self._seats.get(lun)
-        if seat is None:
-            return False
-        unit, nexus = seat
-        serial = "" if lun is None else unit.identity.serial
-        self._authority.reset(serial, nexus.id, function, lambda complete: None if self.closed else done(complete))
-        return True
-
-    def _attention_waits(self, lun: int) -> bool | None:
-        """Whether a unit attention waits for this session; None where there is no unit."""
-        seat = self._seats.get(lun)
-        return None if seat is None else bool(seat[1].attentions)
 
     # --- ends -------------------------------------------------------------------------------------------------------
 
@@ -576,6 +610,7 @@ class Engine:
             self._in_flight -= 1
             if not self.closed:
                 done(result, error)
+                self._order.advance()
             elif not self._in_flight:
                 self._tell_idle()
 

@@ -6,12 +6,13 @@ A command that is done at once never becomes a Task. Every Task counts against t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
-from iscsid.errors import RejectError
+from iscsid.errors import RejectError, ScsiError
+from iscsid.scsi.state import NexusId
 from iscsid.session.connection import TargetConnection
 from iscsid.wire.const import RejectReason
-from iscsid.wire.pdu import ScsiCommand
+from iscsid.wire.pdu import ScsiCommand, ScsiDataOut
 
 Run = Callable[[], Any]
 Done = Callable[[Any, Exception | None], None]
@@ -20,6 +21,22 @@ Submit = Callable[[Run, Done], None]
 
 It never calls ``done`` before it returns.
 """
+
+class Authority(Protocol):
+    """Where the state is kept that several workers share; ``done`` is called later, in the worker's loop."""
+
+    def ask(
+        self, unit: str, nexus: NexusId, cdb: bytes, data: bytes, done: Callable[[ScsiError | None], None]
+    ) -> Callable[[], None]:
+        """Execute a command that changes the state of ``unit``, a serial number; see ``scsi.plan.Ask``.
+
+        The function that is returned withdraws it: ``done`` is called soon, and what has not happened by then never
+        does. It does not go before what aborts tasks of this nexus (``Engine.update``).
+        """
+
+    def reset(self, unit: str, nexus: NexusId, function: int, done: Callable[[bool], None]) -> None:
+        """Perform a task management function that reaches over sessions; ``unit`` "": on all units of the target."""
+
 
 IMMEDIATE_LIMIT = 64  # unfinished immediate commands, which no window bounds (RFC 7143 4.2.2.1)
 
@@ -32,15 +49,17 @@ class Task:
         running: a call for it is in the pool.
         aborted: nothing more is to be sent for it.
         cancel: asks what runs in the pool to end soon; None where it cannot be asked.
+        withdraw: asks the authority, for whose answer the task waits, not to execute it; None where it waits for none.
     """
 
-    __slots__ = ("_on_end", "aborted", "cancel", "command", "running")
+    __slots__ = ("_on_end", "aborted", "cancel", "command", "running", "withdraw")
 
     def __init__(self, command: ScsiCommand) -> None:
         self.command = command
         self.running = False
         self.aborted = False
         self.cancel: Callable[[], None] | None = None
+        self.withdraw: Callable[[], None] | None = None
         self._on_end: list[Callable[[], None]] = []
 
     def when_ended(self, then: Callable[[], None]) -> None:
@@ -52,6 +71,30 @@ class Task:
         for then in self._on_end:
             then()
         self._on_end.clear()
+
+
+class HeldTask(Task):
+    """A command that has not begun: it waits for its turn (``target.order``).
+
+    ``data`` is the immediate data, ``data_outs`` the unsolicited PDUs that have come since, ``size`` their bytes.
+    ``keep(task, pdu)`` takes one more of them, ``fail(task, error)`` ends the task.
+    """
+
+    __slots__ = ("data", "data_outs", "fail", "keep", "size")
+
+    def __init__(
+        self,
+        command: ScsiCommand,
+        data: memoryview,
+        keep: Callable[[HeldTask, ScsiDataOut], None],
+        fail: Callable[[HeldTask, Exception], None],
+    ) -> None:
+        super().__init__(command)
+        self.data = data
+        self.data_outs: list[ScsiDataOut] = []
+        self.size = 0
+        self.keep = keep
+        self.fail = fail
 
 
 class TaskSet:

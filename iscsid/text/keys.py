@@ -212,7 +212,7 @@ TARGET_OFFERS: Final[Mapping[str, str]] = {
     "DataSequenceInOrder": "Yes",
     "ErrorRecoveryLevel": "0",
     "TaskReporting": "ResponseFence,RFC3720",
-    "iSCSIProtocolLevel": "1",  # 2 would promise I_T NEXUS RESET (RFC 7144 4.1)
+    "iSCSIProtocolLevel": "2",
 }
 
 # The two youngest keys are not offered: targets of RFC 3720 that stumble over them are still in use.

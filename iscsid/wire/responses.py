@@ -117,14 +117,20 @@ class ScsiResponse(Pdu):
 
 @dataclass(slots=True, kw_only=True)
 class TaskManagementResponse(Pdu):
-    """Task Management Function Response (section 11.6); ``response`` is a ``TmfResponse`` or unknown."""
+    """Task Management Function Response (section 11.6); ``response`` is a ``TmfResponse`` or unknown.
+
+    ``additional_response_information`` (RFC 7144 section 4.3) has 3 bytes; only QUERY ASYNCHRONOUS EVENT gives any.
+    """
 
     opcode: ClassVar[int] = int(Opcode.TASK_MANAGEMENT_RESPONSE)
     layout: ClassVar[Layout] = Layout(
-        "BBx", "8xI4xIII12x", "byte_1 response initiator_task_tag stat_sn exp_cmd_sn max_cmd_sn"
+        "BBx",
+        "3s5xI4xIII12x",
+        "byte_1 response additional_response_information initiator_task_tag stat_sn exp_cmd_sn max_cmd_sn",
     )
 
     response: int = 0
+    additional_response_information: bytes = bytes(3)
     initiator_task_tag: int = 0
     stat_sn: int = 0
     exp_cmd_sn: int = 0

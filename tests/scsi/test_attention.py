@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from iscsid.scsi.attention import establish
+from iscsid.scsi.attention import establish, reset_waits
 from iscsid.scsi.sense import REASONS, Reason
 
 
@@ -36,6 +36,41 @@ def test_what_comes_after_a_reset_waits_behind_it() -> None:
     establish(queue, RESETS[0])
     establish(queue, Reason.MODE_PARAMETERS_CHANGED)
     assert queue == [RESETS[0], Reason.MODE_PARAMETERS_CHANGED]
+
+
+LOSS, RESET, POWER_ON = (
+    Reason.I_T_NEXUS_LOSS,
+    Reason.BUS_DEVICE_RESET_FUNCTION,
+    Reason.POWER_ON_RESET_OR_BUS_DEVICE_RESET,
+)
+
+
+@pytest.mark.parametrize(
+    ("waits", "comes", "left"),
+    [
+        (POWER_ON, RESET, POWER_ON),
+        (POWER_ON, LOSS, POWER_ON),
+        (RESET, LOSS, RESET),
+        (LOSS, RESET, RESET),
+        (RESET, POWER_ON, POWER_ON),
+        (LOSS, LOSS, LOSS),
+    ],
+)
+def test_reset_that_says_more_goes_before_one_that_says_less(waits: Reason, comes: Reason, left: Reason) -> None:
+    queue = [waits, Reason.MODE_PARAMETERS_CHANGED]
+    establish(queue, comes)
+    assert queue[0] is left
+
+
+def test_loss_of_a_nexus_leaves_what_waits_behind_a_reset() -> None:
+    queue = [RESET, Reason.MODE_PARAMETERS_CHANGED]
+    establish(queue, LOSS)
+    assert queue == [RESET, Reason.MODE_PARAMETERS_CHANGED]
+
+
+def test_reset_waits_where_a_nexus_loss_would_say_too_little() -> None:
+    assert not reset_waits([]) and not reset_waits([LOSS, Reason.MODE_PARAMETERS_CHANGED])
+    assert reset_waits([RESET, Reason.MODE_PARAMETERS_CHANGED]) and reset_waits([POWER_ON])
 
 
 def test_queue_cannot_grow_beyond_the_reasons_there_are() -> None:

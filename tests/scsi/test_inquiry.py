@@ -30,7 +30,7 @@ def test_standard_data_byte_by_byte(unit) -> None:
         "06"  # SPC-4
         "12"  # NORMACA 0, HISUP 1, RESPONSE DATA FORMAT 2h
         "5b"  # ADDITIONAL LENGTH: 96 bytes in all
-        "18"  # SCCS 0, ACC 0, TPGS 01b (implicit only), 3PC 1, PROTECT 0
+        "38"  # SCCS 0, ACC 0, TPGS 11b (implicit and explicit), 3PC 1, PROTECT 0
         "00"  # ENCSERV, MULTIP
         "02"  # CMDQUE 1
     )
@@ -58,7 +58,7 @@ def test_removable_device_is_no_removable_medium(make_unit: Callable) -> None:
 
 def test_multip_tells_of_several_ports(unit) -> None:
     unit.lu.port_groups = (PortGroup(1), PortGroup(2))
-    assert unit.run("12 00 00 0060 00")[5:7] == bytes.fromhex("18 10")
+    assert unit.run("12 00 00 0060 00")[5:7] == bytes.fromhex("38 10")
 
 
 def test_identity_is_filled_with_spaces_and_cut(make_unit: Callable) -> None:
@@ -101,7 +101,7 @@ def test_page_that_is_not_there_is_refused(unit, code: int) -> None:
 
 
 def test_supported_pages_are_listed_in_ascending_order(unit) -> None:
-    assert page(unit, 0x00) == bytes.fromhex("0000 000b 00 80 83 85 86 87 88 8f b0 b1 b2")  # SPC-4 7.8.16
+    assert page(unit, 0x00) == bytes.fromhex("0000 000c 00 80 83 85 86 87 88 8f b0 b1 b2 b3")  # SPC-4 7.8.16
 
 
 def test_serial_number_page(unit) -> None:
@@ -168,10 +168,10 @@ def test_extended_inquiry_data_byte_by_byte(make_unit: Callable, lacks: tuple, v
     expected = bytes.fromhex(
         "0086 003c"  # SPC-4 7.8.7
         "00"  # ACTIVATE MICROCODE, SPT, GRD_CHK, APP_CHK, REF_CHK
-        "01"  # UASK_SUP, GROUP_SUP, PRIOR_SUP, HEADSUP, ORDSUP 0; SIMPSUP 1
+        "07"  # UASK_SUP, GROUP_SUP, PRIOR_SUP 0; HEADSUP, ORDSUP, SIMPSUP 1
         + v_sup  # WU_SUP, CRD_SUP, NV_SUP 0; V_SUP: a volatile cache
         + "01"  # P_I_I_SUP 0; LUICLR 1
-        "00"  # R_SUP, CBCS
+        "10"  # R_SUP 1, CBCS 0
         "00"  # MULTI I_T NEXUS MICROCODE DOWNLOAD
         "0000"  # EXTENDED SELF-TEST COMPLETION MINUTES
         "00"  # POA_SUP, HRA_SUP, VSA_SUP

@@ -68,7 +68,7 @@ def test_negotiated_values_arrive_typed() -> None:
     assert parameters.max_burst_length == 262144
     assert parameters.first_burst_length == 4096
     assert parameters.max_outstanding_r2t == 4
-    assert parameters.protocol_level == 1
+    assert parameters.protocol_level == 2
     assert parameters.task_reporting == "ResponseFence"
 
 

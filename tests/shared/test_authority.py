@@ -18,12 +18,23 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from iscsid.errors import LocalProtocolError, ScsiError
 from iscsid.scsi.mode import ModeState
 from iscsid.scsi.reservation import Reservations
+from iscsid.scsi.sanitize import Sanitize
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId, Outcome
 from iscsid.shared import rules
 from iscsid.shared.authority import MAX_WAITING, Action, Authority, End, Keep, Kill, Place, Tell
 from iscsid.shared.barrier import DEADLINE
-from iscsid.shared.messages import MAX_MESSAGE, AskReset, AskUnit, UnitAnswer, UnitApplied, UpdateUnit, encode
+from iscsid.shared.messages import (
+    MAX_MESSAGE,
+    AskReset,
+    AskUnit,
+    SanitizeOver,
+    UnitAnswer,
+    UnitApplied,
+    UpdateUnit,
+    Withdraw,
+    encode,
+)
 from iscsid.shared.rules import Request, UnitState
 
 DISK, TAPE = "iqn.x:disk", "iqn.x:tape"
@@ -31,7 +42,7 @@ A = NexusId("iqn.x:a", 1, DISK, 1)
 B = NexusId("iqn.x:b", 2, DISK, 1)
 C = NexusId("iqn.x:c", 3, DISK, 1)
 RESERVE, RELEASE, VENDOR = "160000000000", "170000000000", "c00000000000"
-CLEAR_TASK_SET, LU_RESET, WARM_RESET, COLD_RESET = 4, 5, 6, 7
+LU_RESET, WARM_RESET, COLD_RESET, NEXUS_RESET = 5, 6, 7, 11
 GOOD, CHECK_CONDITION, BUSY, CONFLICT, TASK_ABORTED = 0x00, 0x02, 0x08, 0x18, 0x40
 PLACES = {
     "S0": Place(frozenset({DISK})),
@@ -473,13 +484,34 @@ def test_reset_answers_waiting_commands_but_not_waiting_resets(rig: Rig) -> None
     assert rig.status(second) == GOOD
 
 
-def test_clear_task_set_spares_the_sender_the_attention_and_the_reservation(rig: Rig) -> None:
+def test_nexus_reset_is_performed_on_all_units_for_the_sender_alone(rig: Rig) -> None:
     rig.ask(0, A, RESERVE)
     rig.applied(0)
     rig.applied(1)
-    rig.reset(1, B, CLEAR_TASK_SET)
-    assert rig.raised() == {(0, A, "COMMANDS_CLEARED_BY_ANOTHER_INITIATOR")}
-    assert rig.authority.state("S0").reservations.spc2_holder == A
+    rig.log.clear()
+    ask = rig.reset(0, A, NEXUS_RESET, unit="")
+    assert rig.raised() == {(0, A, "I_T_NEXUS_LOSS")}
+    assert {json.dumps(json.loads(update.aborts)) for _, update in rig.updates()} == {json.dumps([list(A)])}
+    assert rig.authority.state("S0").reservations.spc2_holder is None
+    for worker in (0, 1):
+        for unit in ("S0", "S1"):
+            assert rig.status(ask) is None
+            rig.applied(worker, unit)
+    assert rig.status(ask) == GOOD
+    assert not any(isinstance(action, End) for action in rig.log)
+
+
+def test_nexus_reset_leaves_the_reservation_and_the_waiting_commands_of_others(rig: Rig) -> None:
+    rig.ask(0, A, RESERVE)
+    rig.applied(0)
+    rig.applied(1)
+    ask = rig.reset(1, B, NEXUS_RESET)
+    own, other = rig.ask(1, B, RELEASE), rig.ask(0, A, RELEASE)
+    assert (rig.status(own), rig.status(other)) == (TASK_ABORTED, None)
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(ask) == GOOD
+    assert rig.authority.state("S0").reservations.spc2_holder is None, "the release of A came after it"
 
 
 def test_target_reset_is_answered_when_all_units_of_the_target_are_through(rig: Rig) -> None:
@@ -775,3 +807,209 @@ def test_no_answer_comes_before_every_worker_has_applied_the_change() -> None:
                 else:
                     rig.applied(worker, generation=1)
             assert rig.status(ask) == (None if dead == 0 else GOOD)
+
+
+# -- sanitize ----------------------------------------------------------------------------------------------------------
+
+BLOCK_ERASE, WITH_AUSE, EXIT_FAILURE_MODE = "48020000000000000000", "48220000000000000000", "481f0000000000000000"
+
+
+def sanitize(rig: Rig, worker: int = 0, nexus: NexusId = A, cdb: str = BLOCK_ERASE, unit: str = "S0") -> int:
+    """Ask for it as a worker does, which knows the block size."""
+    rig.number += 1
+    rig.do(rig.authority.ask(worker, AskUnit(rig.number, unit, *nexus, cdb, "", '{"block_size":512}'), 0.0))
+    return rig.number
+
+
+def keep(rig: Rig, ok: bool = True) -> Any:
+    """What is to be put on disk, which now is there."""
+    kept = next(action for action in reversed(rig.log) if isinstance(action, Keep)).kept
+    rig.do(rig.authority.kept("S0", ok, 0.0))
+    return kept
+
+
+def begin(rig: Rig, cdb: str = BLOCK_ERASE) -> None:
+    ask = sanitize(rig, cdb=cdb)
+    keep(rig)
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(ask) == GOOD
+
+
+def over(rig: Rig, worker: int = 0, ok: bool = True) -> int:
+    rig.number += 1
+    rig.do(rig.authority.sanitize_over(worker, SanitizeOver(rig.number, "S0", ok), 0.0))
+    return rig.number
+
+
+def sanitized(rig: Rig) -> Sanitize | None:
+    return rig.authority.state("S0").sanitize
+
+
+def told(rig: Rig) -> Any:
+    return json.loads(rig.updates()[-1][1].state)["sanitize"]
+
+
+def test_sanitize_is_on_disk_as_failed_and_applied_by_all_before_it_begins(rig: Rig) -> None:
+    ask = sanitize(rig)
+    assert rig.updates() == []
+    assert keep(rig)["sanitize"] == {"failed": True, "unrestricted": False}
+    assert told(rig) == {"failed": False, "unrestricted": False}
+    rig.applied(0)
+    assert rig.status(ask) is None
+    rig.applied(1)
+    assert rig.status(ask) == GOOD
+
+
+def test_sanitize_that_cannot_be_kept_does_not_begin(rig: Rig) -> None:
+    ask = sanitize(rig)
+    keep(rig, ok=False)
+    assert rig.reason(ask) == "INTERNAL_TARGET_FAILURE"
+    assert sanitized(rig) is None
+
+
+def test_commands_that_change_state_are_refused_meanwhile(rig: Rig) -> None:
+    begin(rig)
+    assert rig.reason(rig.ask(1, B, RESERVE)) == "SANITIZE_IN_PROGRESS"
+    assert rig.reason(sanitize(rig, 1, B)) == "SANITIZE_IN_PROGRESS"
+    assert rig.status(rig.ask(1, B, RESERVE, unit="S1")) is None
+
+
+def test_completed_sanitize_is_good_when_it_is_kept_and_all_know(rig: Rig) -> None:
+    begin(rig)
+    ask = over(rig)
+    assert keep(rig) is None
+    assert told(rig) is None
+    rig.applied(0)
+    assert rig.status(ask) is None
+    rig.applied(1)
+    assert rig.status(ask) == GOOD
+    assert sanitized(rig) is None
+
+
+def test_sanitize_whose_completion_cannot_be_kept_has_failed(rig: Rig) -> None:
+    begin(rig)
+    ask = over(rig)
+    keep(rig, ok=False)
+    assert rig.reason(ask) == "INTERNAL_TARGET_FAILURE"
+    assert sanitized(rig) == Sanitize(True, False)
+    assert told(rig) == {"failed": True, "unrestricted": False}
+
+
+def test_failed_sanitize_refuses_everything_until_one_completes(rig: Rig) -> None:
+    begin(rig)
+    ask = over(rig, ok=False)
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(ask) == GOOD
+    assert rig.reason(rig.ask(1, B, RESERVE)) == "SANITIZE_COMMAND_FAILED"
+    assert rig.reason(sanitize(rig, cdb=EXIT_FAILURE_MODE)) == "INVALID_FIELD_IN_CDB"
+    again = sanitize(rig, 1, B)
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(again) == GOOD
+    over(rig, 1)
+    keep(rig)
+    assert sanitized(rig) is None
+
+
+def test_failure_that_may_be_left_is_left(rig: Rig) -> None:
+    begin(rig, WITH_AUSE)
+    over(rig, ok=False)
+    rig.applied(0)
+    rig.applied(1)
+    ask = sanitize(rig, 1, B, EXIT_FAILURE_MODE)
+    assert keep(rig) is None
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(ask) == GOOD
+    assert sanitized(rig) is None
+
+
+def test_worker_that_dies_at_it_leaves_the_unit_failed(rig: Rig) -> None:
+    begin(rig)
+    rig.do(rig.authority.worker_died(0, 0.0))
+    assert sanitized(rig) == Sanitize(True, False)
+    assert [worker for worker, _ in rig.updates()][-1] == 1
+    rig.applied(1)
+    rig.do(rig.authority.worker_ready(0))
+    assert told(rig) == {"failed": True, "unrestricted": False}
+
+
+def test_other_worker_that_dies_changes_nothing(rig: Rig) -> None:
+    begin(rig)
+    rig.do(rig.authority.worker_died(1, 0.0))
+    assert sanitized(rig) == Sanitize(False, False)
+    assert rig.reason(over(rig, 1)) == "SANITIZE_COMMAND_FAILED"
+
+
+@pytest.mark.parametrize("kept_first", [True, False])
+def test_worker_that_dies_before_it_could_begin_leaves_the_unit_failed(rig: Rig, kept_first: bool) -> None:
+    sanitize(rig)
+    if kept_first:
+        keep(rig)
+    rig.do(rig.authority.worker_died(0, 0.0))
+    if not kept_first:
+        keep(rig)
+    rig.do(rig.authority.worker_ready(0))
+    rig.applied(1)
+    assert sanitized(rig) == Sanitize(True, False)
+
+
+def test_sanitize_outlives_session_and_reset_of_who_asked(rig: Rig) -> None:
+    begin(rig)
+    reset = rig.reset(1, B, LU_RESET)
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(reset) == GOOD
+    rig.do(rig.authority.session_closed(1, 0.0))
+    assert sanitized(rig) == Sanitize(False, False)
+
+
+def test_sanitize_asks_for_the_reservation_when_its_turn_comes(rig: Rig) -> None:
+    rig.ask(1, B, RESERVE)
+    ask = sanitize(rig)
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(ask) == CONFLICT
+    assert sanitized(rig) is None
+
+
+def test_sanitize_that_was_under_way_when_the_server_ended_has_failed() -> None:
+    rig = Rig()
+    sanitize(rig, cdb=WITH_AUSE)
+    kept = keep(rig)
+    after = Authority(PLACES)
+    after.restore("S0", kept)
+    assert after.state("S0").sanitize == Sanitize(True, True)
+
+
+# -- asks that are withdrawn -------------------------------------------------------------------------------------------
+
+
+def test_ask_that_is_withdrawn_while_it_waits_never_happens(rig: Rig) -> None:
+    first = rig.ask(0, A, RESERVE)
+    second = rig.ask(0, A, RELEASE)
+    rig.do(rig.authority.withdraw(0, Withdraw(second), 0.0))
+    assert rig.status(second) == TASK_ABORTED
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(first) == GOOD
+    assert rig.authority.state("S0").reservations.spc2_holder == A
+
+
+def test_ask_that_is_withdrawn_too_late_is_answered_as_it_is(rig: Rig) -> None:
+    ask = rig.ask(0, A, RESERVE)
+    rig.do(rig.authority.withdraw(0, Withdraw(ask), 0.0))
+    assert rig.status(ask) is None
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(ask) == GOOD
+    assert rig.do(rig.authority.withdraw(0, Withdraw(ask), 0.0)) == []
+
+
+def test_ask_of_another_worker_is_not_withdrawn(rig: Rig) -> None:
+    rig.ask(0, A, RESERVE)
+    ask = rig.ask(0, A, RELEASE)
+    assert rig.do(rig.authority.withdraw(1, Withdraw(ask), 0.0)) == []
+    assert rig.status(ask) is None

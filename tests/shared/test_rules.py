@@ -13,7 +13,7 @@ from iscsid.scsi.const import Status
 from iscsid.scsi.mode import ModeState
 from iscsid.scsi.reservation import Reservations, Type
 from iscsid.scsi.sense import Reason
-from iscsid.scsi.state import NexusId
+from iscsid.scsi.state import Attention, NexusId
 from iscsid.shared import rules
 from iscsid.shared.messages import MAX_PARAMETERS
 from iscsid.shared.rules import Request, UnitState
@@ -125,20 +125,27 @@ def test_nexus_loss_takes_the_spc_2_reservation_of_that_nexus_only() -> None:
 @pytest.mark.parametrize(
     ("function", "name", "reason"),
     [
-        (4, "CLEAR TASK SET", Reason.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR),
         (5, "LOGICAL UNIT RESET", Reason.BUS_DEVICE_RESET_FUNCTION),
         (6, "TARGET WARM RESET", Reason.BUS_DEVICE_RESET_FUNCTION),
         (7, "TARGET COLD RESET", Reason.BUS_DEVICE_RESET_FUNCTION),
+        (11, "I_T NEXUS RESET", Reason.I_T_NEXUS_LOSS),
     ],
 )
 def test_functions_have_the_numbers_of_the_rfc(function: int, name: str, reason: Reason) -> None:
     reset = rules.RESETS[function]
     assert reset.name == name
     assert reset.attention is reason
-    assert reset.resets == (function != 4)
-    assert reset.sender_too == (function != 4)
+    assert reset.nexus_only == (function == 11)
     assert reset.ends_sessions == (function == 7)
     assert len(rules.RESETS) == 4
+
+
+def test_nexus_reset_takes_what_its_loss_takes_and_tells_that_nexus() -> None:
+    before = UnitState(Reservations(spc2_holder=A))
+    outcome = rules.nexus_reset(before, A, rules.RESETS[11])
+    assert (outcome.state, outcome.aborts) == (UnitState(), (A,))
+    assert outcome.attentions == (Attention(A, Reason.I_T_NEXUS_LOSS),)
+    assert rules.nexus_reset(before, B, rules.RESETS[11]).state == before
 
 
 # -- as plain values ---------------------------------------------------------------------------------------------------

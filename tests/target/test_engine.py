@@ -38,10 +38,8 @@ from iscsid.target.data_in import MAX_PIECES, QUEUE_LIMIT
 from iscsid.target.engine import INLINE_COST
 from iscsid.text.codec import build, parse
 from iscsid.text.keys import KEYS
-from iscsid.wire.const import FINAL, READ, WRITE, LogoutResponseCode, RejectReason, TmfFunction, TmfResponse
+from iscsid.wire.const import FINAL, READ, WRITE, RejectReason, TmfFunction, TmfResponse
 from iscsid.wire.pdu import (
-    LogoutRequest,
-    LogoutResponse,
     NopOut,
     Reject,
     ScsiCommand,
@@ -538,78 +536,6 @@ def test_renegotiation_of_any_key_is_answered_or_a_protocol_error(key: str, valu
 # The end.
 
 
-def log_out(session: Session, **fields: int) -> list[LogoutResponse]:
-    session.send(LogoutRequest(initiator_task_tag=800, **fields))
-    return [pdu for pdu in session.hear() if isinstance(pdu, LogoutResponse)]
-
-
-def test_logout_of_an_idle_session_closes_it() -> None:
-    session = Session()
-    (response,) = log_out(session)
-    assert (response.response, response.initiator_task_tag) == (LogoutResponseCode.CLOSED, 800)
-    assert session.connection.closing
-
-
-@pytest.mark.parametrize(
-    ("fields", "code"),
-    [
-        ({"reason": 1, "cid": 7}, LogoutResponseCode.CID_NOT_FOUND),
-        ({"reason": 2}, LogoutResponseCode.RECOVERY_NOT_SUPPORTED),
-    ],
-)
-def test_logout_that_does_not_apply_leaves_the_session_open(fields: dict[str, int], code: int) -> None:
-    session = Session()
-    assert [response.response for response in log_out(session, **fields)] == [code]
-    assert not session.connection.closing
-    session.read(1, 0, 8)
-    assert session.outcome(1).status == GOOD
-
-
-def test_logout_ends_what_waits_and_is_answered_when_the_pool_is_done() -> None:
-    session = Session(Memory(), more=[Inline()])
-    session.write(1, 0, pattern(4096), immediate=4096)  # in the pool
-    session.write(2, 8, pattern(4096))  # waits for data
-    session.read(3, 0, 8)  # in the pool
-    session.read(4, 0, 8192, lun=raw_lun(1))  # waits for the outbox
-    assert log_out(session) == [] and not session.connection.closing
-    assert len(session.engine.tasks) == 2
-    session.pool.finish(1)
-    assert session.hear() == []
-    session.pool.finish()
-    (response,) = session.hear()
-    assert isinstance(response, LogoutResponse) and session.connection.closing
-    assert session.device.content[:4096] == pattern(4096)
-    assert all(outcome.status == -1 for outcome in session.outcomes.values())
-    session.assert_idle()
-
-
-def test_second_logout_is_rejected() -> None:
-    session = Session(Memory())
-    session.read(1, 0, 8)
-    assert log_out(session) == []
-    session.send(LogoutRequest(initiator_task_tag=801))
-    (reject,) = session.hear()
-    assert reject.reason == RejectReason.PROTOCOL_ERROR
-    session.pool.finish()
-    assert [type(pdu) for pdu in session.hear()] == [LogoutResponse]
-
-
-def test_nothing_is_executed_after_a_logout() -> None:
-    session = Session()
-    session.write(1, 0, pattern(512), immediate=512)
-    session.hear()
-    write = ScsiCommand(
-        flags=FINAL | WRITE,
-        initiator_task_tag=2,
-        expected_data_transfer_length=512,
-        cdb=rw_cdb(0x2A, 0, 1),
-        data=bytes(512),
-    )
-    session.send(LogoutRequest(initiator_task_tag=800), write)
-    session.hear()
-    assert session.device.content[:512] == pattern(512) and 2 not in session.outcomes
-
-
 def test_close_drops_the_output_and_what_the_pool_still_says() -> None:
     session = Session(Memory())
     session.write(1, 0, pattern(4096), immediate=4096)
@@ -803,15 +729,40 @@ def test_authoritys_refusal_is_the_answer(asking: Callable[..., Session], error:
     session.assert_idle()
 
 
-def test_command_that_waits_for_the_authority_can_be_aborted(asking: Callable[..., Session]) -> None:
+@pytest.mark.parametrize("error", [None, ScsiError(Status.TASK_ABORTED)], ids=["it happened", "it did not"])
+def test_abort_of_a_command_that_waits_for_the_authority_is_answered_after_it(
+    asking: Callable[..., Session], error: ScsiError | None
+) -> None:
     session = asking()
     session.command(TEST_UNIT_READY, tag=1)
     session.send(TaskManagementRequest(function=TmfFunction.ABORT_TASK, initiator_task_tag=900, referenced_task_tag=1))
+    assert not session.hear()
+    assert len(session.authority.withdrawn) == 1
+    session.authority.answer(error)
     [response] = session.hear()
     assert response.response == TmfResponse.FUNCTION_COMPLETE
+    session.assert_idle()
+
+
+def test_authoritys_own_abort_does_not_wait_for_its_answer(asking: Callable[..., Session]) -> None:
+    """What the authority waits for may be this abort."""
+    session = asking()
+    session.command(TEST_UNIT_READY, tag=1)
+    assert _update(session, aborts=None) == [True]
+    assert session.authority.withdrawn == []
     session.authority.answer()
     assert not session.hear()
     session.assert_idle()
+
+
+def test_logout_waits_until_what_was_asked_is_withdrawn(asking: Callable[..., Session]) -> None:
+    session = asking()
+    session.command(TEST_UNIT_READY, tag=1)
+    session.send(LogoutRequest(reason=LogoutReason.CLOSE_SESSION, initiator_task_tag=2))
+    assert not session.hear()
+    session.authority.answer(ScsiError(Status.TASK_ABORTED))
+    [response] = session.hear()
+    assert isinstance(response, LogoutResponse)
 
 
 def test_answer_to_a_session_that_is_over_is_dropped(asking: Callable[..., Session]) -> None:

@@ -91,13 +91,14 @@ def test_task_that_is_done_or_of_another_unit_does_not_exist() -> None:
     assert heard(session) == [(900, TmfResponse.TASK_DOES_NOT_EXIST)]
 
 
-def test_abort_task_set_stops_the_tasks_of_one_unit() -> None:
+@pytest.mark.parametrize("function", [TmfFunction.ABORT_TASK_SET, TmfFunction.CLEAR_TASK_SET])
+def test_end_of_a_task_set_stops_the_tasks_of_one_unit(function: int) -> None:
     session = Session(Memory(), more=[Memory()])
     session.read(1, 0, 8)
     session.write(2, 0, pattern(4096))
     session.write(3, 8, pattern(4096), immediate=4096)
     session.read(4, 0, 8, lun=raw_lun(1))
-    ask(session, TmfFunction.ABORT_TASK_SET)
+    ask(session, function)
     assert heard(session) == [] and len(session.engine.tasks) == 3
     session.pool.finish(1)
     assert heard(session) == []
@@ -154,7 +155,7 @@ def test_discovery_session_has_nothing_to_abort() -> None:
 @pytest.mark.parametrize(
     ("function", "unit"),
     [
-        (TmfFunction.CLEAR_TASK_SET, "serial1"),
+        (TmfFunction.I_T_NEXUS_RESET, ""),
         (TmfFunction.LOGICAL_UNIT_RESET, "serial1"),
         (TmfFunction.TARGET_WARM_RESET, ""),
         (TmfFunction.TARGET_COLD_RESET, ""),
@@ -175,10 +176,9 @@ def test_reset_is_answered_when_it_was_performed_everywhere(
     assert heard(session) == [(900, response)]
 
 
-@pytest.mark.parametrize("function", [TmfFunction.CLEAR_TASK_SET, TmfFunction.LOGICAL_UNIT_RESET])
-def test_reset_of_a_unit_that_is_not_there_is_told_so(function: int) -> None:
+def test_reset_of_a_unit_that_is_not_there_is_told_so() -> None:
     session = Session()
-    ask(session, function, lun=raw_lun(1))
+    ask(session, TmfFunction.LOGICAL_UNIT_RESET, lun=raw_lun(1))
     assert heard(session) == [(900, TmfResponse.LUN_DOES_NOT_EXIST)]
     assert not session.authority.resets
 
@@ -237,3 +237,19 @@ def test_query_asynchronous_event_tells_of_a_waiting_unit_attention_and_leaves_i
         TmfResponse.FUNCTION_SUCCEEDED,
     ]
     assert attentions == [Reason.MODE_PARAMETERS_CHANGED]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "information"),
+    [
+        ([], "000000"),
+        ([Reason.MODE_PARAMETERS_CHANGED], "162a01"),
+        ([Reason.I_T_NEXUS_LOSS, Reason.MODE_PARAMETERS_CHANGED], "262907"),
+    ],
+)
+def test_query_asynchronous_event_tells_which_attention_is_next(waiting: list[Reason], information: str) -> None:
+    session = Session()
+    session.engine._seats[0][1].attentions.extend(waiting)
+    ask(session, TmfFunction.QUERY_ASYNCHRONOUS_EVENT)
+    [answer] = session.hear()
+    assert answer.additional_response_information.hex() == information

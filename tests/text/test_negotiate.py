@@ -63,7 +63,7 @@ def ask(*pairs: Pair, phase: Phase = Phase.OPERATIONAL, **offers: str) -> list[P
         ("DataPDUInOrder", "No", "Yes"),
         ("DataSequenceInOrder", "No", "Yes"),
         ("ErrorRecoveryLevel", "2", "0"),
-        ("iSCSIProtocolLevel", "31", "1"),
+        ("iSCSIProtocolLevel", "31", "2"),
         ("iSCSIProtocolLevel", "1", "1"),
         ("TaskReporting", "FastAbort,ResponseFence,RFC3720", "ResponseFence"),
         ("OFMarker", "No", "No"),

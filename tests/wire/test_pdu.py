@@ -62,12 +62,15 @@ def test_golden_pdu_with_reserved_bits_set_says_the_same(golden: Any) -> None:
     assert decode(header) == golden.build()
 
 
+BYTES = ("cdb", "additional_response_information")
+
+
 def _extremes(cls: type[pdus.Pdu]) -> list[pdus.Pdu]:
     """One PDU per field and candidate value that fits: together they set every bit that the class uses."""
     found = [cls()]
     for item in fields(cls):
         for value in (True, 3, 0xF, 0x7F, 0xFF, 0xFFFF, 0xFFFFFFFF, (1 << 48) - 1, (1 << 64) - 1, b"\xff" * 16):
-            if item.name in ("ahs", "data") or isinstance(value, bytes) != (item.name == "cdb"):
+            if item.name in ("ahs", "data") or isinstance(value, bytes) != (item.name in BYTES):
                 continue
             candidate = cls(**{item.name: value})
             with contextlib.suppress(LocalProtocolError):  # too large for this field, and tested as such elsewhere
