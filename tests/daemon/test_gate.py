@@ -1,0 +1,118 @@
+"""daemon.gate: who is let in, who sees what, and how far a copy reaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from iscsid.daemon.gate import Gate, GateError, Guest
+from iscsid.errors import LoginError
+from iscsid.plugin.manager import load
+from iscsid.scsi.state import NexusId
+from iscsid.session.chap import ChapInitiator
+from iscsid.shared.messages import Connect
+from iscsid.specs import AuthSpec, ServerSpec, TargetSpec
+from iscsid.text import chap
+from iscsid.wire.const import LoginStatus
+
+HOST = "iqn.2010-11.org.example:host"
+JOE = {"user": "joe", "secret": "a secret of joe's"}
+ANN = {"user": "ann", "secret": "a secret of ann's"}
+NONCE = bytes(chap.NONCE_LENGTH)
+
+
+def auth(*accounts: dict[str, str]) -> AuthSpec:
+    return AuthSpec("chap", {"chap": list(accounts)})
+
+
+def gate_of(*targets: TargetSpec, **options: Any) -> Gate:
+    return Gate(ServerSpec(targets=targets, **options), load(["chap"]))
+
+
+def guest_of(gate: Gate, peer: str = "192.0.2.1:1024") -> Guest:
+    return gate.guest(Connect(1, HOST, 1, "iqn.a", peer, "192.0.2.9:3260"))
+
+
+def prove(guest: Guest, target: str, account: dict[str, str] = JOE) -> None:
+    theirs = guest.challenge(target, HOST)
+    assert theirs is not None
+    ours = ChapInitiator(account["user"], account["secret"].encode(), NONCE)
+    text = ours.offer()
+    while text:
+        answer = theirs.receive(text)
+        text = ours.receive(answer) if answer else []
+
+
+@pytest.mark.parametrize(("peer", "host"), [("192.0.2.1:5", "192.0.2.1"), ("[2001:db8::1]:5", "2001:db8::1")])
+def test_guest_comes_from_the_address_of_his_connection(peer: str, host: str) -> None:
+    assert guest_of(gate_of(), peer).host == host
+
+
+def test_open_target_asks_for_nothing() -> None:
+    guest = guest_of(gate_of(TargetSpec("iqn.a")))
+    assert guest.challenge("iqn.a", HOST) is None
+    assert guest.challenge("", HOST) is None
+    assert guest.user == ""
+
+
+@pytest.mark.parametrize("closed", [{"initiators": ("iqn.x*",)}, {"networks": ("10.0.0.0/8",)}])
+def test_who_is_not_on_the_list_may_not_log_in_and_sees_nothing(closed: dict[str, tuple[str, ...]]) -> None:
+    gate = gate_of(TargetSpec("iqn.a", **closed), TargetSpec("iqn.b"))  # type: ignore[arg-type]
+    guest = guest_of(gate)
+    with pytest.raises(LoginError) as caught:
+        guest.challenge("iqn.a", HOST)
+    assert caught.value.status == LoginStatus.AUTHORIZATION_FAILURE
+    assert [guest.sees(name, HOST) for name in ("iqn.a", "iqn.b", "iqn.c")] == [False, True, False]
+    nexus = NexusId(HOST, 1, "iqn.b", 1)
+    gate.enter(nexus, guest)
+    assert gate.may_reach(nexus, "iqn.b")
+    assert not gate.may_reach(nexus, "iqn.a")
+
+
+def test_discovery_may_have_an_authentication_of_its_own() -> None:
+    guest = guest_of(gate_of(TargetSpec("iqn.a"), discovery_auth=auth(JOE)))
+    assert guest.challenge("iqn.a", HOST) is None
+    prove(guest, "")
+    assert guest.user == "joe"
+
+
+def test_copy_reaches_a_target_only_with_a_proof_that_counts_there() -> None:
+    gate = gate_of(TargetSpec("iqn.a", auth=auth(JOE, ANN)), TargetSpec("iqn.b", auth=auth(JOE)), TargetSpec("iqn.c"))
+    for account, reached in ((JOE, True), (ANN, False)):
+        guest = guest_of(gate)
+        prove(guest, "iqn.a", account)
+        nexus = NexusId(HOST, 1, "iqn.a", 1)
+        gate.enter(nexus, guest)
+        assert gate.may_reach(nexus, "iqn.b") is reached
+        assert gate.may_reach(nexus, "iqn.c")
+        gate.leave(nexus, guest)
+        assert not gate.may_reach(nexus, "iqn.b")
+    assert not gate.may_reach(NexusId(HOST, 1, "iqn.c", 1), "iqn.b")
+
+
+def test_successor_of_a_session_is_not_forgotten_with_it() -> None:
+    gate = gate_of(TargetSpec("iqn.a"), TargetSpec("iqn.b", networks=("192.0.2.0/24",)))
+    nexus, old, new = NexusId(HOST, 1, "iqn.a", 1), guest_of(gate), guest_of(gate)
+    gate.enter(nexus, old)
+    gate.enter(nexus, new)
+    gate.leave(nexus, old)
+    assert gate.may_reach(nexus, "iqn.b")
+
+
+def test_source_that_is_not_there_stops_the_worker_with_its_name() -> None:
+    with pytest.raises(GateError, match=r"iqn\.a.*ldap"):
+        gate_of(TargetSpec("iqn.a", auth=AuthSpec("ldap")))
+
+
+def test_source_that_fails_refuses_the_login_and_tells_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = gate_of(TargetSpec("iqn.a", auth=auth(JOE)))
+
+    def fail(_: object) -> None:
+        raise RuntimeError(JOE["secret"])
+
+    monkeypatch.setattr(type(gate._sources["iqn.a"]), "own", fail)
+    with pytest.raises(LoginError, match="RuntimeError") as caught:
+        guest_of(gate).challenge("iqn.a", HOST)
+    assert caught.value.status == LoginStatus.TARGET_ERROR
+    assert JOE["secret"] not in str(caught.value)
