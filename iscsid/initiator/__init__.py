@@ -16,12 +16,13 @@ from iscsid.initiator.commands import (
     Provisioning,
     Registrations,
     Reservation,
-    ReservationType,
 )
 from iscsid.initiator.discovery import TargetPortal, TargetRecord
 from iscsid.initiator.disk import Disk, discover, open_disk
+from iscsid.initiator.file import DiskFile, open_file
 from iscsid.initiator.task import Result, Task
 from iscsid.initiator.url import Credentials, Portal, parse_url
+from iscsid.scsi.reservation import Type as ReservationType
 
 __all__ = [
     "BlockLimits",
@@ -30,6 +31,7 @@ __all__ = [
     "Client",
     "Credentials",
     "Disk",
+    "DiskFile",
     "Inquiry",
     "Portal",
     "Provisioning",
@@ -43,5 +45,6 @@ __all__ = [
     "connect",
     "discover",
     "open_disk",
+    "open_file",
     "parse_url",
 ]

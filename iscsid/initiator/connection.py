@@ -9,7 +9,7 @@ What is done once per command is written flat on purpose: ``start`` and ``receiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Any, Final
 
@@ -171,19 +171,18 @@ class InitiatorConnection:
         Raises RemoteProtocolError (LoginFailed is one) when the connection is over.
         """
         pdus = self.framer.pdus()
-        while not self.ready:
-            response = next(pdus, None)
-            if response is None:
-                return
-            self._log_in(response)
+        if not self.ready:
+            self._log_in(pdus)
         tasks = self.tasks
         for pdu in pdus:
-            kind = type(pdu)
-            if kind is ScsiDataIn:
-                task = tasks.get(pdu.initiator_task_tag)
-                if task is None:
-                    self._stray(pdu)
-                    continue
+            if type(pdu) is not ScsiDataIn and type(pdu) is not ScsiResponse:
+                self._handlers[type(pdu)](pdu)
+                continue
+            task = tasks.get(pdu.initiator_task_tag)
+            if task is None:
+                self._stray(pdu)
+                continue
+            if type(pdu) is ScsiDataIn:
                 data = pdu.data
                 start = task.received
                 end = start + len(data)
@@ -194,37 +193,34 @@ class InitiatorConnection:
                 if not pdu.flags & STATUS:
                     task.data_sn = (pdu.data_sn + 1) & _MASK
                     continue
-            elif kind is ScsiResponse:
-                task = tasks.get(pdu.initiator_task_tag)
-                if task is None:
-                    self._stray(pdu)
-                    continue
-                if pdu.response or pdu.data:
-                    self._take_response(task, pdu)
-            else:
-                self._handlers[kind](pdu)
-                continue
+            elif type(pdu) is ScsiResponse and (pdu.response or pdu.data):
+                self._take_response(task, pdu)
             del tasks[pdu.initiator_task_tag]
             self.exp_stat_sn = (pdu.stat_sn + 1) & _MASK
             if pdu.max_cmd_sn != self.max_cmd_sn:
                 self._move_window(pdu.max_cmd_sn)
             task.status = status = pdu.status
             if status or pdu.flags & (OVERFLOW | UNDERFLOW) or task.received != len(task.buffer) or task.error:
-                task.residual = pdu.residual_count if pdu.flags & UNDERFLOW else -pdu.residual_count
-                self._ended(task)
+                self._end_oddly(task, pdu)
             else:
                 task.done = True
                 if task.callback is not None:
                     task.callback(task)
 
-    def _log_in(self, response: Pdu | DamagedPdu) -> None:
-        if not isinstance(response, LoginResponse):
-            raise RemoteProtocolError("something other than a Login Response before full feature phase")
+    def _end_oddly(self, task: Task, pdu: ScsiDataIn | ScsiResponse) -> None:
+        task.residual = pdu.residual_count if pdu.flags & UNDERFLOW else -pdu.residual_count
+        self._ended(task)
+
+    def _log_in(self, pdus: Iterator[Pdu | DamagedPdu]) -> None:
         login = self._login
-        for request in login.receive(response):
-            self._emit(request)
-        if login.done:
-            self._establish(login)
+        for response in pdus:
+            if not isinstance(response, LoginResponse):
+                raise RemoteProtocolError("something other than a Login Response before full feature phase")
+            for request in login.receive(response):
+                self._emit(request)
+            if login.done:
+                self._establish(login)
+                return
 
     def _establish(self, login: InitiatorLogin) -> None:
         parameters = self.parameters = login.parameters

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Any, Final, Self
 
 from iscsid.errors import InitiatorError, ManagementFailed, SenseError
 from iscsid.initiator import commands
 from iscsid.initiator.client import Client, place_of
-from iscsid.initiator.commands import BlockStatus, Capacity, Inquiry, Registrations, Reservation, ReservationType
+from iscsid.initiator.commands import BlockStatus, Capacity, Inquiry, Registrations, Reservation
 from iscsid.initiator.discovery import TargetRecord, parse_targets
 from iscsid.initiator.task import Management, Result, Task, TextExchange
 from iscsid.initiator.unit import Unit
 from iscsid.initiator.url import Credentials
 from iscsid.scsi.const import PersistentReserveIn, PersistentReserveOut, SenseKey
+from iscsid.scsi.reservation import Type as ReservationType
 from iscsid.wire.const import TmfFunction, TmfResponse
 
 Buffer = bytes | bytearray | memoryview
@@ -50,9 +50,7 @@ class Disk:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -237,7 +235,7 @@ class Disk:
         return commands.parse_reservation(self._data(self._unit.reserve_in(PersistentReserveIn.READ_RESERVATION)))
 
     def register(self, key: int, *, old_key: int = 0, ignore_existing: bool = False, aptpl: bool = False) -> None:
-        """Register ``key`` in place of ``old_key``; 0 takes the registration back. ``aptpl``: it outlives power loss."""
+        """Register ``key`` in place of ``old_key``; 0 takes that back. ``aptpl``: it outlives power loss."""
         ignoring = PersistentReserveOut.REGISTER_AND_IGNORE_EXISTING_KEY
         action = ignoring if ignore_existing else PersistentReserveOut.REGISTER
         self.client.run(self._unit.reserve_out(action, 0 if ignore_existing else old_key, key, aptpl=aptpl))
@@ -359,7 +357,7 @@ def open_disk(url: str, lun: int | None = None, **options: Any) -> Disk:
 def discover(
     portal: str, *, initiator_name: str = "", credentials: Credentials | None = None, **options: Any
 ) -> list[TargetRecord]:
-    """Ask the portal ``host[:port]`` (or a URL without target) for its targets, in a discovery session (SendTargets)."""
+    """Ask the portal ``host[:port]``, or a URL without target, for its targets (SendTargets)."""
     place = place_of(portal, initiator_name=initiator_name, credentials=credentials, discovery=True, **options)
     with Client(place) as client:
         exchange = TextExchange([("SendTargets", "All")], timeout=client.options.timeout)

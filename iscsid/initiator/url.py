@@ -83,7 +83,7 @@ def parse_url(url: str) -> DiskUrl:
         portal=parse_portal(parts[0]),
         target=_target(parts[1]) if len(parts) > 1 else "",
         lun=_lun(parts[2]) if len(parts) > 2 else None,
-        credentials=_credentials(account, options) if at else _no_credentials(options),
+        credentials=_credentials(account if at else None, options),
         header_digest=_digest(options, "header_digest"),
         data_digest=_digest(options, "data_digest"),
     )
@@ -112,17 +112,16 @@ def _lun(text: str) -> int:
     return int(text)
 
 
-def _credentials(account: str, options: dict[str, str]) -> Credentials:
+def _credentials(account: str | None, options: dict[str, str]) -> Credentials | None:
+    if account is None:
+        if options.keys() & {"target_user", "target_password", "target_secret"}:
+            raise InitiatorError("the target can be authenticated only where we are: user%secret@ is missing")
+        return None
     user, _, secret = account.partition("%")
     if not user or not secret:
         raise InitiatorError("the URL names a user without a secret: user%secret@")
     target_secret = options.get("target_secret", options.get("target_password", ""))
     return Credentials(user, secret.encode(), options.get("target_user", ""), target_secret.encode())
-
-
-def _no_credentials(options: dict[str, str]) -> None:
-    if options.keys() & {"target_user", "target_password", "target_secret"}:
-        raise InitiatorError("the target can be authenticated only where we are: user%secret@ is missing")
 
 
 def _digest(options: dict[str, str], key: str) -> bool:
