@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from iscsid import config
 from iscsid.errors import ConfigError
-from iscsid.specs import LayerSpec, LunSpec, PortalSpec, ServerSpec, TargetSpec
+from iscsid.scsi.ports import STATES
+from iscsid.specs import ACCESS_STATES, AccessSpec, LayerSpec, LunSpec, PortalSpec, ServerSpec, TargetSpec
 from iscsid.text.keys import OFFERABLE, TARGET_OFFERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -438,9 +439,11 @@ def test_sample_says_the_defaults_of_every_server_option() -> None:
 
 
 def test_server_options_are_the_fields_of_the_spec() -> None:
-    assert set(config.SERVER) == {field.name for field in dataclasses.fields(ServerSpec)} - {"targets"}
+    others = {"targets", "discovery_auth"}
+    assert set(config.SERVER) == {field.name for field in dataclasses.fields(ServerSpec)} - others
     assert set(config.LUN) == {field.name for field in dataclasses.fields(LunSpec)} - {"options"}
-    assert set(config.TARGET) - {"lun"} == {field.name for field in dataclasses.fields(TargetSpec)} - {"luns"}
+    tables = {"lun": "luns", "portal_group": "portal_groups"}
+    assert {tables.get(key, key) for key in config.TARGET} == {field.name for field in dataclasses.fields(TargetSpec)}
 
 
 def test_sample_shows_the_defaults_of_every_option_of_targets_and_units() -> None:
@@ -492,3 +495,64 @@ def test_unit_file_keeps_the_folders_and_names_of_the_server() -> None:
     assert f"/run/{service['RuntimeDirectory']}" == ServerSpec().runtime_dir
     assert f"/var/lib/{service['StateDirectory']}" == ServerSpec().state_dir
     assert not (ROOT / "etc/iscsid.service").exists()  # open-iscsi's
+
+
+GROUPS = """
+[server]
+portals = ["192.0.2.1"]
+[[portal_group]]
+tag = 9
+portals = ["192.0.2.2", "192.0.2.3"]
+[[target]]
+name = "iqn.2026-11.org.example:a"
+[[target]]
+name = "iqn.2026-11.org.example:b"
+[[target.portal_group]]
+tag = 9
+state = "standby"
+preferred = true
+"""
+
+
+def test_portal_groups_become_portals_with_their_tags_and_the_targets_groups() -> None:
+    spec = parse(GROUPS)
+    assert [(portal.host, portal.portal_group_tag) for portal in spec.portals] == [
+        ("192.0.2.1", 1),
+        ("192.0.2.2", 9),
+        ("192.0.2.3", 9),
+    ]
+    first, second = spec.targets
+    assert spec.access(first) == (AccessSpec(1), AccessSpec(9))
+    assert spec.access(second) == (AccessSpec(9, "standby", True),)
+
+
+def test_portal_groups_take_the_place_of_the_default_portals() -> None:
+    spec = parse('[[portal_group]]\ntag = 1\nportals = ["192.0.2.1"]\n')
+    assert spec.portals == (PortalSpec("192.0.2.1", 3260, 1),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "reason"),
+    [
+        ("tag = 9\nportals", "tag = 1\nportals", "portal_group[0].tag", "1 is the portal group of [server] too"),
+        ('"192.0.2.2",', '"192.0.2.1",', "portal_group[0].portals", "192.0.2.1:3260 is a portal of [server] too"),
+        ("tag = 9\nstate", "tag = 8\nstate", "target[1].portal_group[0].tag", "there is no portal group 8"),
+        ('"standby"', '"idle"', "target[1].portal_group[0].state", "must be one of active/optimized"),
+        ("tag = 9\nportals", "tag = 0\nportals", "portal_group[0].tag", "must be from 1 to 65,535"),
+        (
+            "preferred = true",
+            "[[target.portal_group]]\ntag = 9",
+            "target[1].portal_group[1].tag",
+            "9 is named twice",
+        ),
+    ],
+)
+def test_portal_group_that_cannot_be_is_told(old: str, new: str, where: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(GROUPS.replace(old, new))
+    found = [(f"{problem.where}.{problem.key}", problem.reason) for problem in caught.value.problems]
+    assert any(place == where and text.startswith(reason) for place, text in found), found
+
+
+def test_states_have_the_names_that_scsi_knows() -> None:
+    assert set(STATES) == set(ACCESS_STATES)

@@ -7,7 +7,7 @@ from iscsid.block.filter import Filter
 from iscsid.errors import BlockError, Fault
 from iscsid.plugin.auth import CHAP_ALGORITHMS, AuthInfo, CredentialSource
 from iscsid.plugin.hookspecs import hookimpl
-from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, Option
+from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, Option, Verb
 from iscsid.plugin.members import Member
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "Space",
     "Support",
     "Threading",
+    "Verb",
     "hookimpl",
 ]
