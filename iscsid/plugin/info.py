@@ -47,11 +47,20 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
+class Verb:
+    """Something that can be done with a medium of a back end, by ``iscsid image NAME``: see ``iscsid_image``."""
+
+    name: str
+    doc: str
+    options: tuple[Option, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class BackendInfo:
     """A back end: the name that ``backend = ...`` gives, what it is, and the options it takes.
 
     ``options`` None takes any option unchecked; ``iscsid_open`` then has to deal with them. ``degrades``: it can do
-    without a member that cannot be prepared.
+    without a member that cannot be prepared. ``verbs`` are what ``iscsid_image`` can be asked.
     """
 
     name: str
@@ -60,6 +69,7 @@ class BackendInfo:
     sharing: Sharing = Sharing.SHARED
     api: int = API_VERSION
     degrades: bool = False
+    verbs: tuple[Verb, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,10 @@ BUILTIN = (
     "iscsid_backends.ram",
     "iscsid_backends.null",
     "iscsid_backends.blockdev",
+    "iscsid_backends.qcow2",
+    "iscsid_backends.concat",
+    "iscsid_backends.mirror",
+    "iscsid_plugins.offset",
     "iscsid_plugins.chap",
 )
 #: Names of built-in back ends that are not the name of their module (``block`` is a room of iscsid already).
@@ -223,6 +227,23 @@ class Plugins:
         owner, values = self._options(backend, options)
         self._require(owner.plugin, "iscsid_create")
         self._call(owner.plugin, "iscsid_create", options=values)
+
+    def image(
+        self, backend: str, options: Mapping[str, Any], verb: str, arguments: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Do ``verb`` with the medium that ``options`` describe; see the hook ``iscsid_image``."""
+        owner, values = self._options(backend, options)
+        verbs = {known.name: known for known in owner.info.verbs} if isinstance(owner.info, BackendInfo) else {}
+        if verb not in verbs:
+            raise PluginError(owner.plugin, f"the back end {backend} cannot {verb}{near(verb, verbs)}")
+        checked, problems = check_options(verbs[verb].options, arguments)
+        if problems:
+            raise PluginError(owner.plugin, "; ".join(problems))
+        self._require(owner.plugin, "iscsid_image")
+        answer = self._call(owner.plugin, "iscsid_image", options=values, verb=verb, arguments=checked)
+        if not isinstance(answer, Mapping):
+            raise PluginError(owner.plugin, f"iscsid_image answered {type(answer).__name__}, not a mapping")
+        return answer
 
     def open(self, backend: str, options: Mapping[str, Any], role: str = "worker") -> Device:
         """Open a device; in the worker. ``options`` are the answer of :meth:`prepare`, or plain ones without it."""

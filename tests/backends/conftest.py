@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from iscsid.block.device import Sharing
 from iscsid.block.guard import Guarded
 from iscsid.errors import PluginError
-from iscsid.plugin.manager import Plugins, load
+from iscsid.plugin.manager import BUILTIN, Plugins, load
 
 SIZE = 8 << 20
 SHM = Path("/dev/shm")
@@ -27,15 +28,24 @@ class Medium:
         self.backend = backend
         self.keeps = backend != "null"  # what is written can be read
         self.plugins = plugins
+        self.exclusive = plugins.sharing(backend, options) is Sharing.EXCLUSIVE_OWNER
         self.options = plugins.prepare(backend, options)
-        self._open: list[Guarded] = []
+        self._open: dict[Guarded, object] = {}  # with what it was opened with
 
     def device(self, role: str = "worker") -> Any:
         return self.plugins.open(self.backend, self.options, role)
 
     def open(self, role: str = "worker", **arguments: Any) -> Guarded:
+        """A medium that only one process may have is open once only: all who use it alike share the device."""
+        asked = role, arguments
+        if self.exclusive:
+            for guard, said in list(self._open.items()):
+                if said == asked and guard._device is not None:
+                    return guard
+                guard.close()
+                del self._open[guard]
         guard = Guarded(self.device(role), **arguments)
-        self._open.append(guard)
+        self._open[guard] = asked
         return guard
 
     def close(self) -> None:
@@ -71,11 +81,10 @@ class LoopDevices:
 
 @pytest.fixture(scope="session")
 def plugins() -> Plugins:
-    plugins = load(["file", "ram", "null", "block"])
-    ours: list[PluginError] = [
-        error for error in plugins.failures if error.plugin in ("file", "ram", "null", "blockdev")
-    ]
-    assert not ours
+    plugins = load()
+    ours = {path.rpartition(".")[2] for path in BUILTIN}
+    failures: list[PluginError] = [error for error in plugins.failures if error.plugin in ours]
+    assert not failures
     return plugins
 
 
@@ -122,6 +131,23 @@ def _block(sector: int, **options: Any) -> Maker:
     return lambda request: ("block", {"path": request.getfixturevalue("loops").attach(sector=sector), **options})
 
 
+def _concat(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """A part of a file, and a file: the second begins where no chunk does."""
+    path = str(request.getfixturevalue("disk_path"))
+    part = {"layer": "offset", "offset": 4096, "size": 3 << 20}
+    members = [
+        {"backend": "file", "path": path + ".0", "size": SIZE, "layers": [part]},
+        {"backend": "file", "path": path + ".1", "size": SIZE - (3 << 20)},
+    ]
+    return "concat", {"members": members}
+
+
+def _mirror(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    path = str(request.getfixturevalue("disk_path"))
+    legs = [{"backend": "file", "path": f"{path}.{leg}", "size": SIZE} for leg in range(2)]
+    return "mirror", {"members": legs, "state": path + ".state"}
+
+
 MAKERS: dict[str, Maker] = {
     "null": lambda request: ("null", {"size": SIZE}),
     "ram": lambda request: ("ram", {"size": SIZE}),
@@ -131,6 +157,8 @@ MAKERS: dict[str, Maker] = {
     "block": _block(512),
     "block-4k": _block(4096),
     "block-direct": _block(512, direct=True),
+    "concat": _concat,
+    "mirror": _mirror,
 }
 _NEEDS = {kind: [pytest.mark.judge("losetup")] if kind.startswith("block") else [] for kind in MAKERS}
 

@@ -1,0 +1,452 @@
+"""What the mirror promises while legs fail and come back, and after a crash. Legs are memory that can be broken."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from iscsid_backends import mirror
+from iscsid_backends.mirror import MirrorDevice
+from iscsid_backends.mirror_state import MirrorState
+
+from iscsid.block.device import Device, Support, Threading
+from iscsid.errors import BlockError, Fault
+from iscsid.plugin.members import Member
+
+SIZE = 64 << 20
+WAIT = 20.0
+
+
+class Disk:
+    """A medium: what is cached in a device that is open is lost when the device is dropped without a flush."""
+
+    def __init__(self, fill: int = 0, size: int = SIZE) -> None:
+        self.size = size
+        self.data = bytearray([fill]) * size
+        self.broken: set[str] = set()
+        self.opened = 0
+        self.flushes = 0
+        self.hold: threading.Event | None = None
+        self.entered = threading.Event()
+
+
+class Handle(Device):
+    """The disk, open."""
+
+    threading = Threading.PARALLEL
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.size = disk.size
+        disk.opened += 1
+
+    def _check(self, call: str) -> None:
+        if call in self.disk.broken:
+            raise OSError(5, f"{call} fails")
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        self._check("read")
+        buffer[:] = self.disk.data[offset : offset + len(buffer)]
+
+    def read_nowait(self, buffer: memoryview, offset: int) -> None:
+        self.read_into(buffer, offset)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        if self.disk.hold is not None:
+            self.disk.entered.set()
+            assert self.disk.hold.wait(WAIT)
+        self._check("write")
+        self.disk.data[offset : offset + len(data)] = data
+
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
+        if "zero" in self.disk.broken:
+            raise BlockError(Fault.UNSUPPORTED)
+        self.write(memoryview(bytes(length)), offset)
+
+    def discard(self, offset: int, length: int) -> None:
+        self.write_zeroes(offset, length, True)
+
+    def flush(self) -> None:
+        self._check("flush")
+        self.disk.flushes += 1
+
+    def close(self) -> None:
+        self.disk.opened -= 1
+
+
+class Rig:
+    """Disks, and mirrors over them that are closed at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = str(folder / "state")
+        self.disks = [Disk(0), Disk(0)]
+        self.mirrors: list[MirrorDevice] = []
+
+    def member(self, number: int) -> Member:
+        def opener() -> Device:
+            if "open" in self.disks[number].broken:
+                raise OSError(6, "no such disk")
+            return Handle(self.disks[number])
+
+        return Member("disk", {"path": f"/{number}"}, opener=opener)
+
+    def open(self, *, readonly: bool = False) -> MirrorDevice:
+        members = [self.member(number) for number in range(len(self.disks))]
+        device = MirrorDevice(members, self.state, readonly=readonly, retry=0.0)
+        self.mirrors.append(device)
+        return device
+
+    def crash(self, device: MirrorDevice) -> None:
+        """The process is gone: nothing is flushed, nothing is settled."""
+        self.mirrors.remove(device)
+        device._stop.set()
+        assert device._thread is not None
+        device._thread.join()
+
+    def close(self) -> None:
+        for device in self.mirrors:
+            device.close()
+        self.mirrors.clear()
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "RECHECK", 0.01)
+    monkeypatch.setattr(mirror, "SETTLE", 0.0)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    for disk in made.disks:
+        disk.broken.clear()
+    made.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.005)
+
+
+def current(device: MirrorDevice) -> bool:
+    return all(device._trusted(leg) for leg in device.legs)
+
+
+def put(device: Device, data: bytes, offset: int) -> None:
+    device.write(memoryview(data), offset)
+
+
+def get(device: Device, length: int, offset: int) -> bytes:
+    buffer = bytearray(b"\xa5" * length)
+    device.read_into(memoryview(buffer), offset)
+    return bytes(buffer)
+
+
+BLOCK = bytes(range(256)) * 16
+FAR = 40 << 20  # in another region than 0
+
+
+def test_new_mirror_copies_the_first_leg_to_the_others(rig: Rig) -> None:
+    rig.disks = [Disk(1), Disk(2), Disk(3)]
+    device = rig.open()
+    assert get(device, 512, 0) == b"\x01" * 512
+    until(lambda: current(device))
+    assert rig.disks[1].data == rig.disks[2].data == rig.disks[0].data
+
+
+def test_write_reaches_every_leg_and_read_comes_from_one(rig: Rig) -> None:
+    device = rig.open()
+    put(device, BLOCK, 4096)
+    assert [disk.data[4096:8192] for disk in rig.disks] == [BLOCK, BLOCK]
+    rig.disks[1].data[4096:8192] = bytes(4096)
+    assert get(device, 4096, 4096) == BLOCK
+
+
+def test_flush_reaches_every_leg(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    before = [disk.flushes for disk in rig.disks]
+    device.flush()
+    assert [disk.flushes - was for disk, was in zip(rig.disks, before, strict=True)] == [1, 1]
+
+
+@pytest.mark.parametrize("call", ["read", "write", "flush"])
+@pytest.mark.parametrize("leg", [0, 1])
+def test_failing_leg_reaches_nobody_and_is_rebuilt_when_it_is_back(
+    rig: Rig, call: str, leg: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    put(device, BLOCK, 0)
+    rig.disks[leg].broken = {call, "open"}
+    put(device, BLOCK, FAR)
+    device.flush()
+    assert get(device, 4096, 0) == BLOCK
+    assert get(device, 4096, FAR) == BLOCK
+    if not (call == "read" and leg == 1):  # nobody reads it
+        assert f"disk /{leg} failed to {call}, going on without it" in caplog.text
+        put(device, BLOCK[::-1], 8192)
+        assert rig.disks[leg].data[8192:12288] == bytes(4096)
+    rig.disks[leg].broken.clear()
+    until(lambda: current(device))
+    assert rig.disks[0].data == rig.disks[1].data
+    assert get(device, 4096, FAR) == BLOCK
+
+
+def test_what_a_leg_lost_of_unflushed_writes_is_copied_to_it(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    put(device, BLOCK, 0)
+    rig.disks[1].broken = {"flush", "open"}
+    device.flush()
+    rig.disks[1].data[0:4096] = bytes(4096)  # it was in its cache, and its power failed
+    rig.disks[1].broken.clear()
+    until(lambda: current(device))
+    assert rig.disks[1].data[0:4096] == BLOCK
+
+
+def test_last_leg_that_has_the_data_stays_and_its_error_is_told(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    rig.disks[1].broken = {"write", "open"}
+    put(device, BLOCK, 0)
+    rig.disks[0].broken = {"read"}
+    with pytest.raises(OSError, match="read fails"):
+        get(device, 4096, 0)
+    rig.disks[0].broken.clear()
+    assert get(device, 4096, 0) == BLOCK
+
+
+def test_write_that_no_leg_takes_is_an_error(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    for disk in rig.disks:
+        disk.broken = {"write"}
+    with pytest.raises(OSError, match="write fails"):
+        put(device, BLOCK, 0)
+    for disk in rig.disks:
+        disk.broken.clear()
+    put(device, BLOCK, 0)
+    assert [bytes(disk.data[:4096]) for disk in rig.disks] == [BLOCK, BLOCK]
+
+
+def test_flush_that_no_leg_takes_is_an_error(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    for disk in rig.disks:
+        disk.broken = {"flush"}
+    with pytest.raises(OSError, match="flush fails"):
+        device.flush()
+
+
+def test_mirror_opens_with_a_leg_that_is_not_there(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.open()
+    until(lambda: current(rig.mirrors[0]))
+    rig.close()
+    rig.disks[0].broken = {"open"}
+    device = rig.open()
+    assert "disk /0 cannot be opened" in caplog.text
+    put(device, BLOCK, 0)
+    rig.disks[0].broken.clear()
+    until(lambda: current(device))
+    assert rig.disks[0].data[:4096] == BLOCK
+
+
+def test_mirror_without_any_leg_does_not_open(rig: Rig) -> None:
+    for disk in rig.disks:
+        disk.broken = {"open"}
+    with pytest.raises(BlockError, match="no leg of the mirror can be opened"):
+        rig.open()
+
+
+def test_what_a_leg_misses_is_remembered_over_a_restart(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    rig.disks[0].broken = {"write", "open"}
+    put(device, BLOCK, FAR)
+    rig.close()
+    rig.disks[0].broken = {"write"}  # it can be read again, and is not to be
+    device = rig.open()
+    assert get(device, 4096, FAR) == BLOCK
+    rig.disks[0].broken.clear()
+    until(lambda: current(device))
+    assert rig.disks[0].data[FAR : FAR + 4096] == BLOCK
+
+
+def test_regions_in_flight_at_a_crash_are_made_equal(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    put(device, BLOCK, 0)
+    rig.crash(device)
+    rig.disks[1].data[0:4096] = b"\xee" * 4096  # the write had reached the first leg only
+    rig.disks[1].data[FAR] = 0xEE  # no write was under way here: nothing to look at
+    device = rig.open()
+    until(lambda: current(device))
+    assert rig.disks[1].data[0:4096] == BLOCK
+    assert rig.disks[1].data[FAR] == 0xEE
+
+
+def test_nothing_is_copied_after_a_clean_end(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    put(device, BLOCK, 0)
+    rig.close()
+    rig.disks[1].data[0] = 0xEE
+    device = rig.open()
+    assert current(device)
+    assert rig.disks[1].data[0] == 0xEE
+    assert rig.disks[0].opened == 1
+
+
+def test_crash_in_the_middle_of_a_rebuild_goes_on_with_it(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    rig.disks[1].broken = {"write", "open"}
+    put(device, BLOCK, 0)
+    put(device, BLOCK, FAR)
+    rig.crash(device)
+    device = rig.open()
+    rig.disks[1].broken.clear()
+    until(lambda: current(device))
+    assert rig.disks[0].data == rig.disks[1].data
+
+
+def test_unsupported_call_takes_no_leg_down(rig: Rig) -> None:
+    device = rig.open()
+    rig.disks[1].broken = {"zero"}
+    with pytest.raises(BlockError) as caught:
+        device.write_zeroes(0, 4096, False)
+    assert caught.value.fault is Fault.UNSUPPORTED
+    assert all(leg.handle is not None for leg in device.legs)
+
+
+def test_capabilities_are_what_all_legs_can(rig: Rig) -> None:
+    able = rig.open().capabilities()
+    assert (able.write, able.flush, able.fua, able.discard) == (Support.NATIVE,) * 4
+    assert (able.space, able.view, able.write_nowait, able.block_status) == (Support.NONE,) * 4
+
+
+def test_read_nowait_leaves_errors_to_the_pool(rig: Rig) -> None:
+    device = rig.open()
+    buffer = memoryview(bytearray(512))
+    device.read_nowait(buffer, 0)
+    rig.disks[0].broken = {"read"}
+    with pytest.raises(BlockingIOError):
+        device.read_nowait(buffer, 0)
+    assert device.legs[0].handle is not None
+
+
+def test_readonly_mirror_changes_nothing(rig: Rig) -> None:
+    rig.open()
+    rig.close()
+    device = rig.open(readonly=True)
+    assert device.capabilities().write is Support.NONE
+    assert device._thread is None
+
+
+def test_write_under_way_and_a_copy_of_the_same_range_do_not_mix(rig: Rig) -> None:
+    """A copy that had read the old data and wrote it after the new would undo the write on one leg."""
+    device = rig.open()
+    until(lambda: current(device))
+    rig.disks[1].broken = {"write", "open"}
+    put(device, BLOCK, 0)
+    rig.disks[0].hold = threading.Event()
+    writer = threading.Thread(target=put, args=(device, BLOCK[::-1], 0))
+    writer.start()
+    assert rig.disks[0].entered.wait(WAIT)
+    rig.disks[1].broken.clear()
+    until(lambda: device.legs[1].handle is not None)
+    assert not current(device)
+    rig.disks[0].hold.set()
+    writer.join(WAIT)
+    until(lambda: current(device))
+    assert rig.disks[0].data == rig.disks[1].data
+    assert get(device, 4096, 0) == BLOCK[::-1]
+
+
+def test_legs_are_equal_after_failures_under_load(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    end = threading.Event()
+    errors: list[Exception] = []
+    written: dict[int, bytes] = {}
+
+    def load(seed: int) -> None:
+        dice = random.Random(seed)
+        try:
+            for _ in range(150):
+                block = dice.randrange(SIZE // 4096 // 4) * 4 + seed
+                data = dice.randbytes(4096)
+                put(device, data, block * 4096)
+                written[block] = data
+                assert get(device, 4096, block * 4096) == data
+                if not dice.randrange(10):
+                    device.flush()
+        except Exception as error:
+            errors.append(error)
+
+    def vandal() -> None:
+        dice = random.Random(7)
+        while not end.is_set():
+            until(lambda: current(device) or end.is_set())
+            disk = dice.choice(rig.disks)
+            disk.broken = {dice.choice(["read", "write", "flush"]), "open"}
+            end.wait(0.02)
+            disk.broken = set()
+
+    threads = [threading.Thread(target=load, args=(seed,)) for seed in range(4)]
+    breaker = threading.Thread(target=vandal)
+    for thread in [*threads, breaker]:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    end.set()
+    breaker.join(WAIT)
+    assert errors == []
+    until(lambda: current(device))
+    assert rig.disks[0].data == rig.disks[1].data
+    assert all(rig.disks[0].data[block * 4096 : block * 4096 + 4096] == data for block, data in written.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"members": ["/a"]}, "from 2 to 7 legs, not 1"),
+        ({"members": ["/a", "/a"]}, "two legs are the same"),
+        ({"members": ["/a", "/b"], "state": "/nowhere/at/all"}, "there is no folder /nowhere/at"),
+    ],
+)
+def test_options_that_make_no_sense_are_told(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    members = tuple(Member("file", {"path": path}) for path in options["members"])
+    (problem,) = mirror.iscsid_validate({"state": str(tmp_path / "s"), **options, "members": members})
+    assert reason in problem
+
+
+def test_leg_that_is_too_small_stays_down(rig: Rig) -> None:
+    rig.open()
+    rig.close()
+    rig.disks[1] = Disk(0, SIZE)
+    device = rig.open()
+    rig.disks[1].broken = {"write", "open"}
+    put(device, BLOCK, 0)
+    rig.disks[1].size = SIZE // 2
+    rig.disks[1].broken.clear()
+    leg = device.legs[1]
+    with pytest.raises(BlockError, match="33554432 bytes, not 67108864"):
+        leg.open(SIZE)
+
+
+def test_state_file_of_the_mirror_is_the_one_that_is_told(rig: Rig) -> None:
+    rig.open()
+    rig.close()
+    state = MirrorState(rig.state, SIZE, ["disk /0", "disk /1"])
+    assert state.intended() == []
+    state.close()
