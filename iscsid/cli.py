@@ -30,7 +30,7 @@ from iscsid.daemon.errors import StartError
 from iscsid.errors import ConfigError, IscsidError
 from iscsid.plugin.manager import Plugins
 from iscsid.plugin.manager import load as load_plugins
-from iscsid.specs import LunSpec, PortalSpec, ServerSpec, TargetSpec
+from iscsid.specs import ACCESS_STATES, LunSpec, PortalSpec, ServerSpec, TargetSpec
 
 DEMO_TARGET = "iqn.2026-11.org.iscsid:demo"
 DEMO_PORTAL = PortalSpec("127.0.0.1")
@@ -113,7 +113,8 @@ def serve(file: str | None, portals: tuple[PortalSpec, ...]) -> None:
 
     spec, plugins = demo() if file is None else config.load(file)
     if portals:
-        spec = dataclasses.replace(spec, portals=portals)
+        targets = tuple(dataclasses.replace(target, portal_groups=()) for target in spec.targets)
+        spec = dataclasses.replace(spec, portals=portals, targets=targets)  # all of them are portal group 1
     _tell_failures(plugins)
     console = _console()
 
@@ -205,6 +206,38 @@ def status(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("target", required=False)
+@click.argument("tag", required=False, type=int)
+@click.argument("state", required=False, type=click.Choice(ACCESS_STATES))
+@click.option("--preferred/--not-preferred", default=None, help="Whether initiators should prefer the group.")
+@_asks
+def alua(
+    target: str | None,
+    tag: int | None,
+    state: str | None,
+    preferred: bool | None,
+    file: str | None,
+    runtime_dir: str | None,
+    as_json: bool,
+) -> None:
+    """Show the access state of every portal group, or set one: of the portal group TAG of TARGET to STATE.
+
+    STATE is active/optimized, active/non-optimized, standby, unavailable, offline or transitioning. It lasts until the
+    server stops; what it starts with is in its configuration.
+    """
+    change: dict[str, Any] = {}
+    if target is not None:
+        if tag is None or state is None:
+            raise click.UsageError("say TARGET, TAG and STATE, or none of them")
+        change = {"target": target, "tag": tag, "state": state}
+        change |= {} if preferred is None else {"preferred": preferred}
+    elif preferred is not None:
+        raise click.UsageError("say which TARGET, TAG and STATE")
+    answer = ask_server("alua", file, runtime_dir, **change)
+    click.echo(json.dumps(answer, indent=2)) if as_json else print_access(_console(), answer)
+
+
+@main.command()
 @_asks
 def sessions(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
     """Show who is logged in to a running server."""
@@ -212,20 +245,20 @@ def sessions(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
     click.echo(json.dumps(answer, indent=2)) if as_json else print_sessions(_console(), answer)
 
 
-def ask_server(command: str, file: str | None, runtime_dir: str | None) -> dict[str, Any]:
+def ask_server(command: str, file: str | None, runtime_dir: str | None, **arguments: Any) -> dict[str, Any]:
     """Ask the server that is meant: the one named, else the host's, else this user's demo."""
     if runtime_dir is not None:
-        return ask(runtime_dir, command)
+        return ask(runtime_dir, command, **arguments)
     if file is not None:
-        return ask(config.load(file)[0].runtime_dir, command)
+        return ask(config.load(file)[0].runtime_dir, command, **arguments)
     try:
-        return ask(ServerSpec().runtime_dir, command)
+        return ask(ServerSpec().runtime_dir, command, **arguments)
     except ControlError as error:
         folder = user_runtime_dir()
         if not folder.exists():
             raise
         try:
-            return ask(str(folder), command)
+            return ask(str(folder), command, **arguments)
         except ControlError:
             raise error from None
 
@@ -420,6 +453,17 @@ def print_sessions(console: Console, answer: Mapping[str, Any]) -> None:
             size_text(session["written_bytes"]),
         )
         table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def print_access(console: Console, answer: Mapping[str, Any]) -> None:
+    """The answer to ``alua``: a line for each unit and portal group."""
+    table = _table("TARGET", "LUN", "TAG", "STATE", "", "SET BY", right=("LUN", "TAG"))
+    for unit in answer["units"]:
+        for group in unit["groups"]:
+            preferred = "preferred" if group["preferred"] else ""
+            words = (unit["target"], str(unit["lun"]), str(group["tag"]), group["state"], preferred, group["set_by"])
+            table.add_row(*map(Text, words))
     console.print(table)
 
 

@@ -9,10 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class PortalSpec:
-    """An address to listen on. ``host`` is a numeric IPv4 or IPv6 address without brackets, or a host name."""
+    """An address to listen on. ``host`` is a numeric IPv4 or IPv6 address without brackets, or a host name.
+
+    ``portal_group_tag`` names the portal group that it belongs to, from 1 to 65535 (RFC 7143 section 4.4.1).
+    """
 
     host: str
     port: int = 3260
+    portal_group_tag: int = 1
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -31,7 +35,8 @@ class LunSpec:
     """One logical unit of a target.
 
     ``options`` are the back end's own keys, checked against its ``BackendInfo``. ``block_size`` 0 takes the device's
-    own. ``serial`` is what INQUIRY and VPD 80/83 show; config derives a stable one from target name and LUN.
+    own. ``removable``: initiators may eject the medium; ``loaded``: it is there when the server begins. ``serial`` is
+    what INQUIRY and VPD 80/83 show; config derives a stable one from target name and LUN.
     """
 
     lun: int
@@ -39,16 +44,40 @@ class LunSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     block_size: int = 0
     readonly: bool = False
+    removable: bool = False
+    loaded: bool = True
     serial: str = ""
     vendor: str = "ISCSID"
     product: str = "VIRTUAL-DISK"
     layers: tuple[LayerSpec, ...] = ()
 
 
+ACCESS_STATES = ("active/optimized", "active/non-optimized", "standby", "unavailable", "offline", "transitioning")
+"""The asymmetric access states of SPC-4 5.15.2.4, as people call them."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSpec:
+    """A portal group through which a target is served, and the asymmetric access state that it begins in."""
+
+    tag: int
+    state: str = ACCESS_STATES[0]
+    preferred: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AuthSpec:
+    """Who has to prove what to log in: an authentication source and its own options, which may hold secrets."""
+
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
     """A target node: its iSCSI name, its logical units and what it offers in negotiation (see ``text.keys``).
 
+    ``portal_groups``, in ascending order of their tags, are those that it is served through; none: all that there are.
     ``parameters`` maps the RFC's key names to values and overrides what the server offers.
     """
 
@@ -56,6 +85,10 @@ class TargetSpec:
     luns: tuple[LunSpec, ...] = ()
     alias: str = ""
     parameters: Mapping[str, str] = field(default_factory=dict)
+    portal_groups: tuple[AccessSpec, ...] = ()
+    initiators: tuple[str, ...] = ()  # names that may use it, with wildcards; none: every name
+    networks: tuple[str, ...] = ()  # and the addresses they may come from; none: every address
+    auth: AuthSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +111,9 @@ class ServerSpec:
     nop_timeout: float = 30.0  # how long its answer may take
     stop_timeout: float = 10.0  # how long a graceful stop waits for commands in flight
     worker_timeout: float = 60.0  # a worker that shows no life for this long is killed and replaced
+    discovery_auth: AuthSpec | None = None
+
+    def access(self, target: TargetSpec) -> tuple[AccessSpec, ...]:
+        """The portal groups through which ``target`` is served, in ascending order of their tags."""
+        tags = {portal.portal_group_tag for portal in self.portals}
+        return target.portal_groups or tuple(AccessSpec(tag) for tag in sorted(tags))

@@ -9,19 +9,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import count
 from typing import Final, TypeAlias
 
+from iscsid.daemon.access import port_groups
 from iscsid.daemon.children import Child, Fleet
 from iscsid.daemon.errors import StartError
 from iscsid.daemon.keeper import Keeper
-from iscsid.errors import LocalProtocolError
+from iscsid.errors import LocalProtocolError, ScsiError
+from iscsid.scsi.ports import PortGroup
+from iscsid.scsi.removable import Medium
 from iscsid.scsi.state import NexusId
-from iscsid.shared.authority import Action, Authority, End, Keep, Kill, Place, Tell
-from iscsid.shared.messages import AskReset, AskUnit, SessionInfo, UnitApplied
-from iscsid.specs import TargetSpec
+from iscsid.shared.authority import ADMINISTRATOR, Action, Authority, End, Keep, Kill, Place, Tell
+from iscsid.shared.messages import (
+    AskReset,
+    AskUnit,
+    SanitizeOver,
+    SessionInfo,
+    UnitAnswer,
+    UnitApplied,
+    Withdraw,
+    error_of,
+)
+from iscsid.shared.rules import AccessChange
+from iscsid.specs import ServerSpec
 
-Request: TypeAlias = AskUnit | AskReset | UnitApplied
-REQUESTS: Final = (AskUnit, AskReset, UnitApplied)
+Request: TypeAlias = AskUnit | AskReset | Withdraw | SanitizeOver | UnitApplied
+REQUESTS: Final = (AskUnit, AskReset, Withdraw, SanitizeOver, UnitApplied)
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +58,8 @@ class Arbiter:
         self._keeper = keeper
         self._end_session = end_session
         self._fleet: Fleet | None = None
+        self._numbers = count(1)
+        self._asked: dict[int, Callable[[ScsiError | None], None]] = {}  # by the administrator
         self._written: list[tuple[str, bool]] = []  # and not yet told to the authority
         for unit, kept in keeper.load(places).items():
             try:
@@ -54,6 +70,8 @@ class Arbiter:
                     f"reservations of unit {unit}: {path}: {exc}; remove the file to start without them"
                 ) from exc
             log.info("unit %s: the reservations of before are in force again", unit)
+            if self.authority.state(unit).sanitize is not None:
+                log.warning("unit %s: a SANITIZE did not complete; it is refused until one has", unit)
 
     def lead(self, fleet: Fleet) -> None:
         """These are the workers."""
@@ -66,6 +84,10 @@ class Arbiter:
         try:
             if isinstance(message, UnitApplied):
                 actions = self.authority.applied(child.index, message, now)
+            elif isinstance(message, SanitizeOver):
+                actions = self.authority.sanitize_over(child.index, message, now)
+            elif isinstance(message, Withdraw):
+                actions = self.authority.withdraw(child.index, message, now)
             else:
                 actions = self.authority.ask(child.index, message, now)
         except LocalProtocolError as exc:
@@ -90,6 +112,15 @@ class Arbiter:
     def on_session_closed(self, tsih: int, now: float) -> None:
         """A session has ended, and what it had in its media with it."""
         self._act(self.authority.session_closed(tsih, now), now)
+
+    def change_access(self, change: AccessChange, done: Callable[[ScsiError | None], None], now: float) -> None:
+        """The administrator wants this; ``done`` is called when every worker has applied it, or with what went wrong.
+
+        It is called at once, or later, in the supervisor's loop.
+        """
+        number = next(self._numbers)
+        self._asked[number] = done
+        self._act(self.authority.change_access(number, change, now), now)
 
     def on_kept(self, _mask: int, now: float) -> None:
         """The keeper's descriptor is readable."""
@@ -123,6 +154,10 @@ class Arbiter:
         self._written.append((unit, ok))
 
     def _tell(self, action: Tell) -> None:
+        if action.worker == ADMINISTRATOR:
+            assert isinstance(action.message, UnitAnswer)
+            self._asked.pop(action.message.ask)(error_of(action.message))
+            return
         child = self._fleet and self._fleet.get(action.worker)
         if self._fleet and child:
             self._fleet.send(child, action.message)
@@ -133,13 +168,19 @@ class Arbiter:
             self._fleet.kill(child, reason)
 
 
-def places(targets: Iterable[TargetSpec], owners: Mapping[str, int]) -> dict[str, Place]:
+def places(spec: ServerSpec, owners: Mapping[str, int]) -> dict[str, Place]:
     """Every unit by its serial number: one that several LUNs or targets lead to is one unit."""
-    by_unit: dict[str, set[str]] = {}
-    for target in targets:
+    by_unit: dict[str, dict[str, tuple[PortGroup, ...]]] = {}
+    media: dict[str, Medium] = {}
+    for target in spec.targets:
+        groups = port_groups(spec, target)
         for lun in target.luns:
-            by_unit.setdefault(lun.serial, set()).add(target.name)
-    return {unit: Place(frozenset(names), _workers(names, owners)) for unit, names in by_unit.items()}
+            by_unit.setdefault(lun.serial, {})[target.name] = groups
+            media[lun.serial] = Medium(lun.removable, lun.loaded)
+    return {
+        unit: Place(frozenset(access), _workers(access, owners), access, media[unit])
+        for unit, access in by_unit.items()
+    }
 
 
 def _workers(targets: Iterable[str], owners: Mapping[str, int]) -> frozenset[int] | None:

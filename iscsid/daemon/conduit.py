@@ -15,15 +15,28 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from iscsid.daemon.sanitizer import Sanitizer
 from iscsid.errors import ScsiError
-from iscsid.scsi import reservation
-from iscsid.scsi.const import Opcode, Status
+from iscsid.scsi import ports, reservation, sanitize
+from iscsid.scsi.const import Opcode
 from iscsid.scsi.lu import LogicalUnit, SharedState
-from iscsid.scsi.mode import ModeState
+from iscsid.scsi.mode import ModeState, fitted
 from iscsid.scsi.mode_select import UnitFacts
+from iscsid.scsi.removable import Medium
+from iscsid.scsi.sanitize import METHODS, SERVICE_ACTION, Sanitize
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId
-from iscsid.shared.messages import AskReset, AskUnit, Message, UnitAnswer, UnitApplied, UpdateUnit
+from iscsid.shared.messages import (
+    AskReset,
+    AskUnit,
+    Message,
+    SanitizeOver,
+    UnitAnswer,
+    UnitApplied,
+    UpdateUnit,
+    Withdraw,
+    error_of,
+)
 from iscsid.target.engine import Engine
 from iscsid.target.task import Submit
 
@@ -41,6 +54,7 @@ def _mode_facts(unit: LogicalUnit) -> dict[str, Any]:
 FACTS: Mapping[int, Callable[[LogicalUnit], dict[str, Any]]] = {
     Opcode.MODE_SELECT_6: _mode_facts,
     Opcode.MODE_SELECT_10: _mode_facts,
+    Opcode.SANITIZE: lambda unit: {"block_size": unit.block_size},
 }
 
 
@@ -67,20 +81,46 @@ class Conduit:
         self._submit = submit
         self._asks: dict[int, Done] = {}  # bounded by the windows and limits of the sessions that ask
         self._numbers = count(1)
+        self._sanitizer = Sanitizer(submit, self._sanitize_over)
 
-    # --- target.engine.Authority ------------------------------------------------------------------------------------
+    # --- target.task.Authority -------------------------------------------------------------------------------------
 
-    def ask(self, unit: str, nexus: NexusId, cdb: bytes, data: bytes, done: Done) -> None:
-        """See ``target.engine.Authority``."""
-        number = self._remember(done)
+    def ask(self, unit: str, nexus: NexusId, cdb: bytes, data: bytes, done: Done) -> Callable[[], None]:
+        """See ``target.task.Authority``."""
+        number = next(self._numbers)
+        self._asks[number] = done
+        if cdb[0] == Opcode.SANITIZE and cdb[1] & SERVICE_ACTION in METHODS:
+            self._asks[number] = partial(self._may_sanitize, number, unit, cdb, data, done)
         facts = FACTS.get(cdb[0])
         told = json.dumps(facts(self._units[unit][0])) if facts else ""
         self._send(AskUnit(number, unit, *nexus, cdb.hex(), data.hex(), told))
+        return partial(self._withdraw, number)
 
     def reset(self, unit: str, nexus: NexusId, function: int, done: Callable[[bool], None]) -> None:
-        """See ``target.engine.Authority``."""
+        """See ``target.task.Authority``."""
         number = self._remember(lambda error: done(error is None))
         self._send(AskReset(number, unit, *nexus, function))
+
+    def stop(self) -> None:
+        """The worker is about to end: what it does for units without being asked by a session ends soon."""
+        self._sanitizer.stop()
+
+    def _withdraw(self, number: int) -> None:
+        if number in self._asks:
+            self._send(Withdraw(number))
+        else:
+            self._sanitizer.abandon(number)
+
+    def _may_sanitize(
+        self, number: int, unit: str, cdb: bytes, data: bytes, done: Done, error: ScsiError | None
+    ) -> None:
+        if error is None:
+            self._sanitizer.begin(number, unit, self._units[unit][0], cdb, data, done)
+        else:
+            done(error)
+
+    def _sanitize_over(self, unit: str, ok: bool, done: Done) -> None:
+        self._send(SanitizeOver(self._remember(done), unit, ok))
 
     def _remember(self, done: Done) -> int:
         number = next(self._numbers)
@@ -93,12 +133,15 @@ class Conduit:
         """The authority has executed what was asked, and every worker has applied it."""
         done = self._asks.pop(answer.ask, None)
         if done is not None:
-            done(_error_of(answer))
+            done(error_of(answer))
 
     def update(self, update: UpdateUnit) -> None:
         """Apply a change, and acknowledge it when everything that it aborts has stopped."""
         units = self._units.get(update.unit, ())
         plain = json.loads(update.state)
+        goes = _medium_goes(units, plain)
+        parting = [unit for unit in units if unit.volatile] if goes else []
+        refusal = _sanitize_begins(units, plain) or goes
         uncached = [unit for unit in units if _take_state(unit, plain)]
         attentions = [Attention(NexusId(*nexus), Reason[name]) for nexus, name in json.loads(update.attentions)]
         aborts = json.loads(update.aborts)
@@ -109,7 +152,7 @@ class Conduit:
             nonlocal left
             left -= 1
             if not left:
-                self._send(UnitApplied(update.unit, update.generation))
+                self._part(parting, lambda: self._send(UnitApplied(update.unit, update.generation)))
 
         for unit in uncached:
             left += 1
@@ -117,18 +160,43 @@ class Conduit:
         for engine in list(self._sessions()):
             for unit in units:
                 left += 1
-                engine.update(unit, attentions, nexuses, _once(stopped))
+                engine.update(unit, attentions, nexuses, _once(stopped), refusal)
         stopped()
+
+    def _part(self, units: Sequence[LogicalUnit], then: Callable[[], None]) -> None:
+        """Put on their media, which go, what was written until now; call ``then`` when that is done."""
+        if not units:
+            then()
+            return
+        unit, *others = units
+        self._submit(partial(_flush, unit), partial(_flushed, unit, lambda: self._part(others, then)))
+
+
+def _medium_goes(units: Sequence[LogicalUnit], plain: Mapping[str, Any]) -> ScsiError | None:
+    """What the commands that are not done yet end with, if the state tells that the medium has gone, or stops."""
+    reason = Medium.from_plain(plain["medium"]).hindrance
+    goes = reason is not None and any(unit.medium.hindrance is None for unit in units)
+    return ScsiError(reason) if reason is not None and goes else None
+
+
+def _sanitize_begins(units: Sequence[LogicalUnit], plain: Mapping[str, Any]) -> ScsiError | None:
+    """What the commands that are not done yet end with, if the state tells of a sanitize operation that begins."""
+    state = plain["sanitize"] and Sanitize.from_plain(plain["sanitize"])
+    begins = state and not state.failed and any(unit.sanitize != state for unit in units)
+    return sanitize.refusal(state) if begins else None
 
 
 def _take_state(unit: LogicalUnit, plain: Mapping[str, Any]) -> bool:
     """Give ``unit`` the state that ``shared.rules.to_plain`` wrote; return whether its write cache was switched off."""
     cached = unit.mode_state.wce
     mode, saved = plain["mode"], plain["saved_mode"]
+    unit.port_groups = ports.from_plain(plain["access"]).get(unit.identity.target, unit.port_groups)
     unit.state = SharedState(reservation.from_plain(plain["reservations"]))
     unit.mode_state = unit.default_mode_state if mode is None else ModeState.from_plain(mode)
+    unit.sanitize = plain["sanitize"] and Sanitize.from_plain(plain["sanitize"])
+    unit.medium = Medium.from_plain(plain["medium"])
     if unit.saved_mode_state is not None:
-        unit.saved_mode_state = unit.default_mode_state if saved is None else ModeState.from_plain(saved)
+        unit.saved_mode_state = unit.default_mode_state if saved is None else fitted(ModeState.from_plain(saved), unit)
     return cached and not unit.mode_state.wce
 
 
@@ -138,9 +206,12 @@ def _flush(unit: LogicalUnit) -> None:
 
 
 def _flushed(unit: LogicalUnit, stopped: Callable[[], None], _: object, error: Exception | None) -> None:
-    """The acknowledgement has no room for an error, and every write is a forced one from now on, which will meet it."""
+    """The acknowledgement has no room for an error. Every write is a forced one from now on, which will meet it; or the
+    medium has gone, and what was answered before that was on it when START STOP UNIT flushed it."""
     if error is not None:
-        log.error("%s: flush failed when its write cache was switched off: %s", unit.identity.name, error)
+        log.error(
+            "%s: flush failed when its write cache was switched off or its medium went: %s", unit.identity.name, error
+        )
     stopped()
 
 
@@ -153,13 +224,3 @@ def _once(call: Callable[[], None]) -> Callable[[], None]:
             calls.pop()()
 
     return once
-
-
-def _error_of(answer: UnitAnswer) -> ScsiError | None:
-    if answer.status == Status.GOOD:
-        return None
-    if not answer.reason:
-        return ScsiError(Status(answer.status))
-    field = None if answer.field < 0 else answer.field
-    bit = None if answer.bit < 0 else answer.bit
-    return ScsiError(Reason[answer.reason], field=field, bit=bit, in_data=answer.in_data)

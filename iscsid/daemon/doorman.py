@@ -40,6 +40,7 @@ class Caller:
     nudges: int = 0
     hint: LoginHint | None = None
     gone: bool = False
+    portal_group_tag: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,14 @@ class Doorman:
     def __len__(self) -> int:
         return len(self._callers)
 
-    def admit(self, sock: socket.socket, address: tuple[Any, ...], portal: str, now: float) -> None:
-        """Take over a connection that was just accepted."""
+    def admit(
+        self, sock: socket.socket, address: tuple[Any, ...], portal: str, now: float, portal_group_tag: int = 1
+    ) -> None:
+        """Take over a connection that was just accepted at ``portal``, of the portal group ``portal_group_tag``."""
         host = source(address[0])
         sock.setblocking(False)
-        caller = Caller(sock, host, join(address), portal, now + self.limits.timeout)
+        deadline = now + self.limits.timeout
+        caller = Caller(sock, host, join(address), portal, deadline, portal_group_tag=portal_group_tag)
         self._make_room(host)
         self._callers[caller] = None
         self._by_host.setdefault(host, {})[caller] = None

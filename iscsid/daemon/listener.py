@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 
 class Listener:
-    """One address. ``name`` is "host:port" with the port that the kernel gave where 0 was asked for."""
+    """One address. ``portal`` has the port that the kernel gave where 0 was asked for."""
 
-    def __init__(self, family: int, address: tuple[Any, ...]) -> None:
+    def __init__(self, family: int, address: tuple[Any, ...], portal_group_tag: int = 1) -> None:
         """Bind. Raises OSError."""
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -41,7 +41,7 @@ class Listener:
             raise
         self.sock.setblocking(False)
         host, port = self.sock.getsockname()[:2]
-        self.portal = PortalSpec(host, port)
+        self.portal = PortalSpec(host, port, portal_group_tag)
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -83,7 +83,7 @@ def bind(portals: Iterable[PortalSpec]) -> list[Listener]:
         for portal in portals:
             for family, address in _resolve(portal):
                 try:
-                    listeners.append(Listener(family, address))
+                    listeners.append(Listener(family, address, portal.portal_group_tag))
                 except OSError as exc:
                     if portal.host != "::" or exc.errno not in _NO_SUCH_FAMILY:
                         raise StartError(f"portal {portal}: {exc.strerror or exc}") from exc

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import iscsid
+from iscsid.daemon.access import AccessControl
 from iscsid.daemon.children import Child, Slot
 from iscsid.daemon.control import Client, Control, Handler
 from iscsid.shared.messages import Poll
@@ -41,10 +42,12 @@ class Reports:
         self._server = server
         self._waiters: list[_Waiter] = []
         self._told: dict[str, int] = {}
+        self._access = AccessControl(server)
         self.commands: dict[str, Handler] = {
             "status": self._status,
             "sessions": self._sessions,
             "stop": self._stop,
+            "alua": self._alua,
         }
 
     def heard_of(self, tsih: int) -> None:
@@ -77,6 +80,9 @@ class Reports:
     def _stop(self, _client: Client, _request: Mapping[str, Any], now: float) -> dict[str, Any]:
         self._server.stop("asked by the control socket", now)
         return {"ok": True, "pid": os.getpid()}
+
+    def _alua(self, client: Client, request: Mapping[str, Any], now: float) -> dict[str, Any] | None:
+        return self._access.alua(self.control, client, request, now)
 
     def _status(self, _client: Client, _request: Mapping[str, Any], now: float) -> dict[str, Any]:
         server = self._server

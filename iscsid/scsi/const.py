@@ -51,6 +51,7 @@ class Opcode(enum.IntEnum):
     RELEASE_6 = 0x17
     MODE_SENSE_6 = 0x1A
     START_STOP_UNIT = 0x1B
+    PREVENT_ALLOW_MEDIUM_REMOVAL = 0x1E
     READ_CAPACITY_10 = 0x25
     READ_10 = 0x28
     WRITE_10 = 0x2A
@@ -61,6 +62,7 @@ class Opcode(enum.IntEnum):
     READ_DEFECT_DATA_10 = 0x37
     WRITE_SAME_10 = 0x41
     UNMAP = 0x42
+    SANITIZE = 0x48
     LOG_SENSE = 0x4D
     MODE_SELECT_10 = 0x55
     RESERVE_10 = 0x56
@@ -83,6 +85,7 @@ class Opcode(enum.IntEnum):
     SERVICE_ACTION_IN_16 = 0x9E
     REPORT_LUNS = 0xA0
     MAINTENANCE_IN = 0xA3
+    MAINTENANCE_OUT = 0xA4
     READ_12 = 0xA8
     WRITE_12 = 0xAA
     WRITE_AND_VERIFY_12 = 0xAE
@@ -96,11 +99,21 @@ class ServiceAction(enum.IntEnum):
     Those of an operation code that has numbers in common with one of these are an enumeration of their own.
     """
 
+    SANITIZE_OVERWRITE = 0x01  # SANITIZE, SBC-3 5.24
+    SANITIZE_BLOCK_ERASE = 0x02  # SANITIZE
     REPORT_TARGET_PORT_GROUPS = 0x0A  # MAINTENANCE IN, SPC-4 6.37
     REPORT_SUPPORTED_OPERATION_CODES = 0x0C  # MAINTENANCE IN, SPC-4 6.35
     REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS = 0x0D  # MAINTENANCE IN, SPC-4 6.36
     READ_CAPACITY_16 = 0x10  # SERVICE ACTION IN(16), SBC-3 5.17
     GET_LBA_STATUS = 0x12  # SERVICE ACTION IN(16), SBC-3 5.6
+    SANITIZE_EXIT_FAILURE_MODE = 0x1F  # SANITIZE
+    REPORT_REFERRALS = 0x13  # SERVICE ACTION IN(16), SBC-3 5.24
+
+
+class MaintenanceOut(enum.IntEnum):
+    """Service actions of MAINTENANCE OUT."""
+
+    SET_TARGET_PORT_GROUPS = 0x0A  # SPC-4 6.45
 
 
 class PersistentReserveIn(enum.IntEnum):
@@ -147,6 +160,7 @@ class ThirdPartyCopyIn(enum.IntEnum):
 
 SERVICE_ACTIONS: tuple[type[enum.IntEnum], ...] = (
     ServiceAction,
+    MaintenanceOut,
     ThirdPartyCopyOut,
     ThirdPartyCopyIn,
     PersistentReserveIn,

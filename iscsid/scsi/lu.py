@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from iscsid.block.device import Support
 from iscsid.errors import ScsiError
-from iscsid.scsi.commands import COMMANDS, Attention, Command, Feature, Handler
+from iscsid.scsi.commands import COMMANDS, Access, Attention, Command, Feature, Handler
 from iscsid.scsi.conflict import forbids
 from iscsid.scsi.const import Status
 from iscsid.scsi.log import Figures
-from iscsid.scsi.mode import ModeState
+from iscsid.scsi.mode import ModeState, fitted
 from iscsid.scsi.plan import Job, Plan, Write
-from iscsid.scsi.ports import ONE_GROUP, PortGroup
+from iscsid.scsi.ports import ACTIVE, NOT_ACCESSIBLE, ONE_GROUP, AccessState, PortGroup, state_of
+from iscsid.scsi.removable import FIXED, Medium
 from iscsid.scsi.reservation import EMPTY, Reservations, restriction
+from iscsid.scsi.sanitize import ALLOWED, Gauge, LocalGauge, Sanitize, refusal
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import NexusId
 
@@ -33,6 +35,7 @@ MAX_TRANSFER = 32 << 20  # bytes of one READ or WRITE: bounds what a command may
 MAX_WRITE_SAME = 128 << 20  # bytes of one WRITE SAME: a second or two of a slow disk, since it cannot be interrupted
 MAX_UNMAP_BLOCKS = 1 << 20  # of one UNMAP: cheap, but not free, on every medium; libiscsi calls more insane
 MAX_UNMAP_DESCRIPTORS = 256
+MIN_THRESHOLD_SET = 1 << 20  # bytes; a finer scale of how full the medium is would tell nobody more
 
 
 class Nexus(Protocol):
@@ -60,7 +63,8 @@ class Nexus(Protocol):
 
     @property
     def restricted(self) -> bool:
-        """Whether a reservation of another nexus stands in the way of some commands (``LogicalUnit.restricts``)."""
+        """Whether a reservation of another nexus, or the state of its target port, stands in the way of some commands
+        (``LogicalUnit.restricts``)."""
 
     @property
     def attentions(self) -> MutableSequence[Reason] | None:
@@ -75,7 +79,8 @@ class Nexus(Protocol):
 class Identity:
     """Who the unit is, in INQUIRY and the vital product data; stable as long as the data on it is the same.
 
-    ``name`` is the SCSI name string of the logical unit, such as ``iqn.2026-11.org.iscsid:disk0,L,0x0000000000000000``.
+    ``name`` is the SCSI name string of the logical unit, such as ``iqn.2026-11.org.iscsid:disk0,L,0x0000000000000000``;
+    ``target`` the name of the target that it is a unit of.
     """
 
     serial: str
@@ -83,6 +88,7 @@ class Identity:
     vendor: str = "ISCSID"
     product: str = "VIRTUAL-DISK"
     revision: str = "0001"
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +109,16 @@ class LogicalUnit:
     is lost when the power fails before a flush) are what the handlers look at. ``port_groups`` are the target port
     groups that lead here; the tuple may be replaced between two commands. ``saved_mode_state`` is None where nothing of
     the mode pages can be saved. ``tally`` is what this worker's sessions have done with the unit, ``figures`` what all
-    have, None where nobody knows.
+    have, None where nobody knows. ``medium`` is that of the unit as the server begins. ``progress`` is where all
+    workers read how far a sanitize operation is.
     """
 
     __slots__ = (
         "_dispatch",
         "_ignores_attention",
+        "_medium",
         "_mode_state",
+        "_sanitize",
         "block_size",
         "blocks",
         "commands",
@@ -124,11 +133,14 @@ class LogicalUnit:
         "max_unmap_descriptors",
         "max_write_same_blocks",
         "port_groups",
+        "progress",
         "readonly",
         "saved_mode_state",
         "shift",
         "state",
         "tally",
+        "threshold_exponent",
+        "threshold_set",
         "volatile",
     )
 
@@ -138,6 +150,7 @@ class LogicalUnit:
         identity: Identity,
         port_groups: Sequence[PortGroup] = ONE_GROUP,
         figures: Callable[[], Figures] | None = None,
+        medium: Medium = FIXED,
     ) -> None:
         self.device = device
         self.state = SharedState()
@@ -151,7 +164,14 @@ class LogicalUnit:
         self.readonly = device.can.write == Support.NONE
         self.volatile = device.can.flush != Support.NONE
         thin = device.can.discard != Support.NONE and not self.readonly
-        conditions = ((Feature.DISK, True), (Feature.THIN, thin), (Feature.LOGGED, figures is not None))
+        erases = thin and device.can.block_status == Support.NATIVE
+        conditions = (
+            (Feature.DISK, True),
+            (Feature.THIN, thin),
+            (Feature.ERASE, erases),
+            (Feature.REMOVABLE, medium.removable),
+            (Feature.LOGGED, figures is not None),
+        )
         self.features = frozenset(feature for feature, there in conditions if there)
         self.max_blocks = MAX_TRANSFER >> self.shift
         self.max_atomic_blocks = 0
@@ -161,9 +181,14 @@ class LogicalUnit:
         self.max_write_same_blocks = MAX_WRITE_SAME >> self.shift
         self.max_unmap_blocks = MAX_UNMAP_BLOCKS
         self.max_unmap_descriptors = MAX_UNMAP_DESCRIPTORS
+        self.threshold_exponent = _threshold_exponent(self.blocks, self.shift)
+        self.threshold_set = 1 << self.threshold_exponent + self.shift
         self.commands = tuple(
             _resolve(command, self.features) for command in COMMANDS if command.needs in self.features
         )
+        self.progress: Gauge = LocalGauge()
+        self._sanitize: Sanitize | None = None
+        self._medium = medium
         self.default_mode_state = ModeState(wce=self.volatile)
         self.saved_mode_state: ModeState | None = None
         self.mode_state = self.default_mode_state
@@ -178,18 +203,79 @@ class LogicalUnit:
 
     @mode_state.setter
     def mode_state(self, state: ModeState) -> None:
-        self._mode_state = state
+        self._mode_state = fitted(state, self)
+        self._make_dispatch()
+
+    @property
+    def sanitize(self) -> Sanitize | None:
+        """The sanitize operation that is under way or has failed; what it forbids is refused from the next command
+        on."""
+        return self._sanitize
+
+    @sanitize.setter
+    def sanitize(self, state: Sanitize | None) -> None:
+        if state != self._sanitize:
+            self._sanitize = state
+            self._make_dispatch()
+
+    @property
+    def medium(self) -> Medium:
+        """Whether the medium is there and started; what is not executed without is refused from the next command on."""
+        return self._medium
+
+    @medium.setter
+    def medium(self, state: Medium) -> None:
+        if state != self._medium:
+            self._medium = state
+            self._make_dispatch()
+
+    def executes(self, opcode: int) -> bool:
+        """Whether some command with this operation code is executed in the state that the unit is in."""
+        if self._sanitize is not None:
+            return opcode in ALLOWED[self._sanitize.failed]
+        return any(self._medium.executes(command.name) for command in self.commands if command.opcode == opcode)
+
+    def _make_dispatch(self) -> None:
+        state, sanitizing = self._mode_state, self._sanitize
         protected = self.readonly or state.swp
-        self._dispatch = _dispatch(self.commands, protected, through=self.volatile and not state.wce)
+        self._dispatch = _dispatch(self._ready_commands(), protected, through=self.volatile and not state.wce)
+        if sanitizing is not None:
+            for command in self.commands:
+                if command.opcode not in ALLOWED[sanitizing.failed]:
+                    self._dispatch[command.opcode] = (0, _sanitizing)
+
+    def _ready_commands(self) -> Sequence[Command]:
+        """The commands, with a refusal, whatever the CDB says, in the place of what is not executed for now."""
+        if self._medium.hindrance is None:
+            return self.commands
+        return [
+            command
+            if self._medium.executes(command.name)
+            else dataclasses.replace(command, handler=_not_ready, writes=False, usage=b"\xff" * len(command.usage))
+            for command in self.commands
+        ]
 
     @property
     def thin(self) -> bool:
         """Whether logical block provisioning is offered: UNMAP, and WRITE SAME with its UNMAP bit."""
         return Feature.THIN in self.features
 
+    @property
+    def erases(self) -> bool:
+        """Whether SANITIZE BLOCK ERASE is offered."""
+        return Feature.ERASE in self.features
+
+    @property
+    def metered(self) -> bool:
+        """Whether the device tells how full its medium is, so that there are resource counts and a threshold."""
+        return self.thin and self.device.can.space is Support.NATIVE
+
     def restricts(self, nexus: NexusId) -> bool:
-        """Whether a reservation of another nexus stands in the way of some commands of ``nexus``."""
-        return restriction(self.state.reservations, nexus) is not None
+        """Whether a reservation of another nexus, or the state of its target port, stands in the way of some commands
+        of ``nexus``."""
+        if restriction(self.state.reservations, nexus) is not None:
+            return True
+        return state_of(self.port_groups, nexus.portal_group_tag) not in ACTIVE
 
     def plan(self, cdb: bytes, nexus: Nexus) -> Plan:
         """Return what the command wants done; ``cdb`` has at least 16 bytes, the unused ones of any value.
@@ -199,20 +285,33 @@ class LogicalUnit:
         if nexus.attentions and cdb[0] not in self._ignores_attention:
             raise ScsiError(nexus.attentions.pop(0))
         if nexus.restricted:
-            _check_reservations(self, cdb, nexus)
+            _check_restrictions(self, cdb, nexus)
         forbidden, handler = self._dispatch[cdb[0]]
         if int.from_bytes(cdb, "little") & forbidden:
             raise _reserved_bit(cdb, forbidden)
         return handler(self, cdb, nexus)
 
 
-def _check_reservations(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> None:
-    """Raise RESERVATION CONFLICT for a command that a reservation of another nexus forbids; unknown ones pass, for they
-    are refused next."""
+_ALLOWED_IN: dict[AccessState, frozenset[Access]] = {
+    AccessState.ACTIVE_OPTIMIZED: frozenset(Access),
+    AccessState.ACTIVE_NON_OPTIMIZED: frozenset(Access),
+    AccessState.STANDBY: frozenset({Access.STANDBY, Access.UNAVAILABLE, Access.ALWAYS}),
+    AccessState.UNAVAILABLE: frozenset({Access.UNAVAILABLE, Access.ALWAYS}),
+    AccessState.OFFLINE: frozenset({Access.ALWAYS}),
+    AccessState.TRANSITIONING: frozenset({Access.ALWAYS}),
+}
+
+
+def _check_restrictions(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> None:
+    """Raise RESERVATION CONFLICT for a command that a reservation of another nexus forbids, and then (SAM-5 5.3.3) the
+    NOT READY of one that the state of its target port forbids; unknown ones pass, for they are refused next."""
     for command in lu.commands:
         if command.opcode == cdb[0] and command.service_action in (None, cdb[1] & 0x1F):
             if forbids(lu.state.reservations, nexus.id, command, cdb):
                 raise ScsiError(Status.RESERVATION_CONFLICT)
+            state = state_of(lu.port_groups, nexus.portal_group_tag)
+            if command.access not in _ALLOWED_IN[state]:
+                raise ScsiError(NOT_ACCESSIBLE[state])
             return
 
 
@@ -223,6 +322,14 @@ def _resolve(command: Command, features: frozenset[Feature]) -> Command:
         if feature in features:
             usage[byte] |= mask
     return dataclasses.replace(command, usage=bytes(usage), optional=())
+
+
+def _threshold_exponent(blocks: int, shift: int) -> int:
+    """Return log2 of a threshold set in blocks (SBC-3 6.6.5): 2^32 sets at most, and not 0, which means none."""
+    return max(1, (MIN_THRESHOLD_SET >> shift).bit_length() - 1, (blocks - 1).bit_length() - 32)
+
+
+_OPTIONAL_BITS = {row.name: sum(mask << 8 * byte for _, byte, mask in row.optional) for row in COMMANDS}
 
 
 def _dispatch(commands: Sequence[Command], protected: bool, *, through: bool) -> list[_Entry]:
@@ -239,7 +346,10 @@ def _dispatch(commands: Sequence[Command], protected: bool, *, through: bool) ->
             handler = _write_protected
         elif command.writes and through:
             handler = _written_through(handler)
-        entry = (command.forbidden(), handler)
+        forbidden = command.forbidden()
+        if handler is _write_protected:
+            forbidden &= ~_OPTIONAL_BITS[command.name]  # what might be there without the protection is protected
+        entry = (forbidden, handler)
         if command.service_action is None:
             entries[command.opcode] = entry
         else:
@@ -264,6 +374,15 @@ def _by_service_action(entries: dict[int, _Entry]) -> Handler:
 
 def _unsupported_operation_code(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
     raise ScsiError(Reason.INVALID_COMMAND_OPERATION_CODE, field=0, bit=7)
+
+
+def _sanitizing(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    assert lu.sanitize is not None
+    raise refusal(lu.sanitize, lu.progress.value)
+
+
+def _not_ready(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
+    raise ScsiError(lu.medium.hindrance or Reason.NOT_READY)  # the latter: it has just become ready, for another thread
 
 
 def _write_protected(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:

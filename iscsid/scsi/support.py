@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from iscsid.scsi import inquiry, log, mode, report
-from iscsid.scsi.commands import COMMANDS, Attention, Command, Direction, Feature, Reservation
+from iscsid.scsi.commands import COMMANDS, Access, Attention, Command, Direction, Feature, Reservation
 from iscsid.scsi.plan import Reply
 
 _HEAD = """\
@@ -25,7 +25,8 @@ _COMMANDS = """\
 
 The bits of the CDB are those of SPC-4 6.35.3: a bit that is 0 here is refused with INVALID FIELD IN CDB and a pointer
 to it. A bit in brackets is there with the feature. *Reserved by another* is what the command meets while another I_T
-nexus holds a reservation of the logical unit.
+nexus holds a reservation of the logical unit. *Also executed in* names the asymmetric access states of the port, beside
+the active ones, in which it is executed; in the others it ends in NOT READY.
 """
 _VPD_PAGES = """\
 ## Vital product data pages
@@ -52,6 +53,7 @@ As REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS tells them.
 _FEATURES = {
     Feature.DISK: "",
     Feature.THIN: "thin provisioning",
+    Feature.ERASE: "thin provisioning, allocation map",
     Feature.ATOMIC: "a medium in memory",
     Feature.LOGGED: "figures of all workers",
 }
@@ -64,6 +66,12 @@ _RESERVATIONS = {
     Reservation.STARTING: "conflict, but for a start",
     Reservation.PREVENTING: "conflict, but to allow",
     Reservation.DECIDED: "as its clause says",
+}
+_ACCESS = {
+    Access.ACTIVE: "",
+    Access.STANDBY: "standby",
+    Access.UNAVAILABLE: "standby, unavailable",
+    Access.ALWAYS: "all",
 }
 _ATTENTIONS = {Attention.REPORTED: "reported", Attention.EXEMPT: "stays", Attention.TAKEN: "is the answer"}
 _CLAUSE = re.compile(r"\((S[BP]C-\d [\d.]+)\)")
@@ -86,7 +94,10 @@ def matrix() -> str:
     parts = (
         _HEAD,
         _COMMANDS,
-        _table(("code", "command", "CDB", "data", "needs", "reserved by another", "unit attention"), _commands()),
+        _table(
+            ("code", "command", "CDB", "data", "needs", "reserved by another", "also executed in", "unit attention"),
+            _commands(),
+        ),
         _VPD_PAGES,
         _table(("page", "name", "clause"), _vpd_pages()),
         _MODE_PAGES,
@@ -116,6 +127,7 @@ def _commands() -> Iterable[Sequence[str]]:
             _DIRECTIONS[command.direction],
             _FEATURES.get(command.needs, _words(command.needs.name)),
             _RESERVATIONS.get(command.reservation, _words(command.reservation.name)),
+            _ACCESS[command.access],
             _ATTENTIONS[command.attention],
         )
 
@@ -140,8 +152,9 @@ def _clause(build: Callable[..., bytes]) -> str:
 
 
 def _mode_pages() -> Iterable[Sequence[str]]:
-    for code, page in sorted(mode.PAGES.items()):
-        yield f"{code:02X}h", page.name, page.clause, ", ".join(field.name.upper() for field in page.fields)
+    for (code, subpage), page in sorted(mode.PAGES.items()):
+        number = f"{code:02X}h/{subpage:02X}h" if subpage else f"{code:02X}h"
+        yield number, page.name, page.clause, ", ".join(field.name.upper() for field in page.fields)
 
 
 def _log_pages() -> Iterable[Sequence[str]]:

@@ -23,7 +23,7 @@ MAX_TSIH = 0xFFFF  # 16 bits, 0 reserved (RFC 7143 section 11.12.6)
 
 
 class Nexus(NamedTuple):
-    """What makes two logins the same session (RFC 7143 section 6.3.5), within one portal group.
+    """What makes two logins the same session (RFC 7143 section 6.3.5).
 
     ``target`` is "" for a discovery session and for a first PDU that does not tell.
     """
@@ -31,6 +31,7 @@ class Nexus(NamedTuple):
     initiator: str
     isid: int
     target: str
+    portal_group_tag: int = 1
 
 
 class State(enum.Enum):
@@ -161,7 +162,7 @@ class Registry:
         session.state = State.OPEN
         session.since = now
         session.info = info
-        self._rename(session, Nexus(info.initiator, info.isid, info.target))
+        self._rename(session, Nexus(info.initiator, info.isid, info.target, info.portal_group_tag))
         if not info.target:
             return []  # discovery sessions do not reinstate one another
         others = self._by_nexus[session.nexus]

@@ -5,10 +5,12 @@ Which targets there are for this initiator, and at which addresses it can reach 
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from iscsid.specs import PortalSpec
 from iscsid.text.codec import Pair
 from iscsid.text.keys import REJECT
 from iscsid.text.names import normalize
@@ -20,19 +22,39 @@ ALL: Final = "All"
 class DiscoveredTarget:
     """A target as discovery shows it.
 
-    ``addresses`` are ``host:port`` with IPv6 hosts in brackets, as ``specs.PortalSpec`` prints them, all of the portal
-    group ``portal_group_tag``. Without any, the initiator takes the address that it is talking to (appendix C).
+    ``addresses`` are ``host:port``, with IPv6 hosts in brackets, as ``specs.PortalSpec`` prints them, and the portal
+    group tag of each. Without any, the initiator takes the address that it is talking to (appendix C).
     """
 
     name: str
-    addresses: tuple[str, ...]
-    portal_group_tag: int = 1
+    addresses: tuple[tuple[str, int], ...]
 
     def pairs(self) -> list[Pair]:
         """Return TargetName and one TargetAddress for every address."""
         told = [("TargetName", self.name)]
-        told += [("TargetAddress", f"{address},{self.portal_group_tag}") for address in self.addresses]
+        told += [("TargetAddress", f"{address},{tag}") for address, tag in self.addresses]
         return told
+
+
+def reachable(portals: Iterable[PortalSpec], here: str, tag: int) -> list[tuple[str, int]]:
+    """Return address and tag of every portal that an initiator may reach which has reached ``here``, in group ``tag``.
+
+    ``here`` comes first. Where we listen on all addresses of a host, the one that the initiator has reached stands for
+    them, in its family. A loopback address is for who is on this host, and a link-local one means another thing to
+    everybody: they are told to nobody else.
+    """
+    host, _, _ = here.rpartition(":")
+    own = ipaddress.ip_address(host.strip("[]"))
+    found = {(here, tag): None}
+    for portal in portals:
+        address = ipaddress.ip_address(portal.host)
+        if address.is_unspecified and address.version == own.version:
+            address = own
+        if address.is_unspecified or address.is_loopback != own.is_loopback:
+            continue
+        if address == own or not address.is_link_local:
+            found[str(PortalSpec(str(address), portal.port)), portal.portal_group_tag] = None
+    return list(found)
 
 
 def send_targets(value: str, targets: Iterable[DiscoveredTarget], session_target: str) -> list[Pair]:

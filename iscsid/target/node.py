@@ -21,7 +21,7 @@ class Nexus:
     Attributes:
         id: the I_T nexus, by which the workers and the supervisor speak of it.
         attentions: the unit attentions that wait for it, oldest first.
-        restricted: a reservation of another nexus stands in the way of some commands.
+        restricted: a reservation of another nexus, or the state of the port, stands in the way of some commands.
         copies: the third-party copies that were started through it.
     """
 
@@ -56,10 +56,11 @@ class TargetNode:
     Attributes:
         offers: what it offers in negotiation, by the RFC's key names.
         units: the logical units by the raw LUN field of a PDU, in every form that SAM allows for a number.
+        portal_group_tags: the portal groups through which it is served.
         copying: what the worker does for third-party copies.
     """
 
-    __slots__ = ("alias", "copying", "luns", "name", "offers", "portal_group_tag", "units")
+    __slots__ = ("alias", "copying", "luns", "name", "offers", "portal_group_tags", "units")
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class TargetNode:
         units: Mapping[int, LogicalUnit],
         *,
         alias: str = "",
-        portal_group_tag: int = 1,
+        portal_group_tags: Sequence[int] = (1,),
         offers: Mapping[str, str] = TARGET_OFFERS,
         copying: CopyServices = ALONE,
     ) -> None:
@@ -75,13 +76,14 @@ class TargetNode:
         self.alias = alias
         self.copying = copying
         self.offers = offers
-        self.portal_group_tag = portal_group_tag
+        self.portal_group_tags = portal_group_tags
         self.luns = tuple(sorted(units))
         self.units = {form: unit for number, unit in units.items() for form in lun_field.fields(number)}
 
-    def seats(self, initiator_name: str, isid: int) -> dict[int, Seat]:
-        """What a session of this initiator port finds behind each raw LUN field: the unit, and its nexus to it."""
-        nexus_id = NexusId(initiator_name, isid, self.name, self.portal_group_tag)
+    def seats(self, initiator_name: str, isid: int, portal_group_tag: int = 1) -> dict[int, Seat]:
+        """What a session of this initiator port, through this portal group, finds behind each raw LUN field: the unit,
+        and its nexus to it."""
+        nexus_id = NexusId(initiator_name, isid, self.name, portal_group_tag)
         nexuses = {unit: Nexus(nexus_id, self.luns, self.copying) for unit in self.units.values()}
         for unit, nexus in nexuses.items():
             nexus.restricted = unit.restricts(nexus_id)

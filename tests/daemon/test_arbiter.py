@@ -16,9 +16,10 @@ import pytest
 
 from iscsid.daemon.arbiter import places
 from iscsid.daemon.supervisor import FAILED, OK
+from iscsid.scsi.ports import PortGroup
 from iscsid.shared import store
 from iscsid.shared.authority import Place
-from iscsid.specs import LunSpec, TargetSpec
+from iscsid.specs import LunSpec, ServerSpec, TargetSpec
 
 Start = Callable[..., Any]
 
@@ -72,11 +73,12 @@ def test_places_lists_each_unit_once_with_its_targets_and_workers() -> None:
         TargetSpec("mixed", (LunSpec(0, "lonely", serial="D"),)),
         TargetSpec("other", (LunSpec(0, "lonely", serial="D"),)),
     )
-    assert places(targets, {"single": 1, "mixed": 0, "other": 1}) == {
-        "A": Place(frozenset({"disk", "path"})),
-        "B": Place(frozenset({"disk"})),
-        "C": Place(frozenset({"single"}), frozenset({1})),
-        "D": Place(frozenset({"mixed", "other"}), frozenset({0, 1})),
+    one = (PortGroup(1),)
+    assert places(ServerSpec(targets=targets), {"single": 1, "mixed": 0, "other": 1}) == {
+        "A": Place(frozenset({"disk", "path"}), None, {"disk": one, "path": one}),
+        "B": Place(frozenset({"disk"}), None, {"disk": one}),
+        "C": Place(frozenset({"single"}), frozenset({1}), {"single": one}),
+        "D": Place(frozenset({"mixed", "other"}), frozenset({0, 1}), {"mixed": one, "other": one}),
     }
 
 

@@ -15,9 +15,12 @@ from iscsid.scsi import reservation
 from iscsid.scsi.const import Status
 from iscsid.scsi.lu import Identity
 from iscsid.scsi.mode import ModeState
+from iscsid.scsi.ports import ONE_GROUP, AccessState, PortGroup
+from iscsid.scsi.removable import FIXED, Medium
+from iscsid.scsi.sanitize import Sanitize
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId
-from iscsid.shared.messages import AskReset, AskUnit, UnitAnswer, UnitApplied, UpdateUnit
+from iscsid.shared.messages import AskReset, AskUnit, SanitizeOver, UnitAnswer, UnitApplied, UpdateUnit, Withdraw
 
 NEXUS = NexusId("iqn.2026-11.org.example:host", 5, "iqn.2026-11.org.iscsid:disk0", 1)
 OTHER = NexusId("iqn.2026-11.org.example:other", 6, "iqn.2026-11.org.iscsid:disk0", 1)
@@ -35,11 +38,14 @@ class FakeDevice:
 class FakeUnit:
     def __init__(self) -> None:
         self.device = FakeDevice()
-        self.identity = Identity("S1", "the disk")
+        self.identity = Identity("S1", "the disk", target="disk")
+        self.port_groups = ONE_GROUP
         self.state: Any = None
+        self.sanitize: Sanitize | None = None
+        self.medium = FIXED
         self.default_mode_state = self.mode_state = ModeState(wce=True)
         self.saved_mode_state: ModeState | None = None
-        self.blocks, self.block_size, self.volatile = 2048, 512, True
+        self.blocks, self.block_size, self.volatile, self.metered = 2048, 512, True, False
 
 
 class FakeEngine:
@@ -52,7 +58,7 @@ class FakeEngine:
         self.updates.append(update)
 
     def stop(self, index: int = 0) -> None:
-        self.updates[index][-1]()
+        self.updates[index][3]()
 
 
 class Rig:
@@ -70,7 +76,15 @@ class Rig:
 
 
 def update(unit: str = "S1", attentions: Any = (), aborts: Any = (), **parts: Any) -> UpdateUnit:
-    state = {"reservations": reservation.to_plain(reservation.EMPTY), "mode": None, "saved_mode": None, **parts}
+    state = {
+        "reservations": reservation.to_plain(reservation.EMPTY),
+        "mode": None,
+        "saved_mode": None,
+        "access": {},
+        "sanitize": None,
+        "medium": FIXED.to_plain(),
+        **parts,
+    }
     return UpdateUnit(unit, 7, json.dumps(state), json.dumps(attentions), json.dumps(aborts), "a test")
 
 
@@ -130,7 +144,7 @@ def test_change_reaches_every_unit_and_session_before_it_is_acknowledged() -> No
     assert all(unit.state is not None for unit in rig.units)
     for engine in rig.engines:
         assert [told[0] for told in engine.updates] == rig.units
-        for _, attentions, aborts, _then in engine.updates:
+        for _, attentions, aborts, _then, *_ in engine.updates:
             assert attentions == [Attention(NEXUS, Reason.MODE_PARAMETERS_CHANGED)]
             assert aborts == {OTHER}
     for engine in rig.engines:
@@ -169,7 +183,8 @@ def test_mode_select_goes_with_what_only_this_worker_knows_of_the_unit() -> None
         "block_size": 512,
         "volatile": True,
         "saving": False,
-        "default": {"wce": True, "swp": False, "d_sense": False},
+        "metered": False,
+        "default": ModeState(wce=True).to_plain(),
     }
 
 
@@ -204,3 +219,110 @@ def test_write_cache_that_is_switched_off_is_flushed_before_the_acknowledgement(
     assert rig.sent == [UnitApplied("S1", 7)]
     rig.conduit.update(update(mode=ModeState(wce=False).to_plain()))
     assert len(rig.calls) == 1  # it is off already
+
+
+def test_update_gives_each_unit_the_port_groups_of_its_target() -> None:
+    rig = Rig()
+    rig.conduit.update(update(access={"disk": [[1, 0, False, 0], [2, 2, True, 2]], "other": [[1, 3, False, 0]]}))
+    first, second = rig.units[0].port_groups
+    assert first == PortGroup(1)
+    assert (second.tag, second.state, second.preferred) == (2, AccessState.STANDBY, True)
+    rig.conduit.update(update(access={"other": [[1, 3, False, 0]]}))
+    assert len(rig.units[0].port_groups) == 2
+
+
+EJECTED = Medium(removable=True, loaded=False).to_plain()
+
+
+def test_medium_that_goes_ends_what_is_not_done_and_is_flushed_before_the_acknowledgement() -> None:
+    rig = Rig()
+    rig.conduit.update(update(medium=EJECTED))
+    assert rig.units[0].medium == Medium(removable=True, loaded=False)
+    assert rig.engines[0].updates[0][4].reason is Reason.MEDIUM_NOT_PRESENT
+    assert rig.calls == []  # what runs may still write
+    rig.engines[0].stop()
+    [(run, done)] = rig.calls
+    run()
+    assert rig.units[0].device.flushed == 1
+    assert rig.sent == []
+    done(None, None)
+    assert rig.sent == [UnitApplied("S1", 7)]
+    rig.conduit.update(update(medium=EJECTED))
+    assert rig.engines[0].updates[1][4] is None  # it is gone already
+
+
+def test_medium_without_a_cache_goes_without_a_flush() -> None:
+    rig = Rig(engines=0)
+    rig.units[0].volatile = False
+    rig.conduit.update(update(medium=EJECTED))
+    assert rig.sent == [UnitApplied("S1", 7)]
+
+
+# -- sanitize, and what is withdrawn -----------------------------------------------------------------------------------
+
+BLOCK_ERASE = bytes.fromhex("48 02").ljust(16, b"\0")
+
+
+def test_ask_that_is_withdrawn_is_answered_by_the_authority() -> None:
+    rig = Rig()
+    heard: list[Any] = []
+    withdraw = rig.conduit.ask("S1", NEXUS, b"\x16" + bytes(15), b"", heard.append)
+    withdraw()
+    assert rig.sent[-1] == Withdraw(1)
+    rig.conduit.answered(answer(1, Status.TASK_ABORTED))
+    assert heard[0].reason is Status.TASK_ABORTED
+    withdraw()
+    assert rig.sent[-1] == Withdraw(1) and len(rig.sent) == 2
+
+
+def test_sanitize_goes_with_the_block_size_and_begins_when_all_workers_know() -> None:
+    rig = Rig()
+    heard: list[Any] = []
+    rig.conduit.ask("S1", NEXUS, BLOCK_ERASE, b"", heard.append)
+    assert rig.sent[0].facts == '{"block_size": 512}'
+    assert rig.calls == []
+    rig.conduit.answered(answer(1))
+    [(_, done)] = rig.calls
+    assert heard == []
+    done(None, None)
+    assert rig.sent[-1] == SanitizeOver(2, "S1", True)
+    rig.conduit.answered(answer(2))
+    assert heard == [None]
+
+
+def test_sanitize_that_is_refused_or_leaves_a_failure_executes_nothing() -> None:
+    rig = Rig()
+    heard: list[Any] = []
+    rig.conduit.ask("S1", NEXUS, BLOCK_ERASE, b"", heard.append)
+    rig.conduit.answered(answer(1, Status.CHECK_CONDITION, "SANITIZE_IN_PROGRESS"))
+    rig.conduit.ask("S1", NEXUS, bytes.fromhex("48 1f").ljust(16, b"\0"), b"", heard.append)
+    rig.conduit.answered(answer(2))
+    assert [error and error.reason for error in heard] == [Reason.SANITIZE_IN_PROGRESS, None]
+    assert rig.calls == []
+
+
+def test_sanitize_under_way_that_is_withdrawn_goes_on() -> None:
+    rig = Rig()
+    heard: list[Any] = []
+    withdraw = rig.conduit.ask("S1", NEXUS, BLOCK_ERASE, b"", heard.append)
+    rig.conduit.answered(answer(1))
+    withdraw()
+    assert heard[0].reason is Status.TASK_ABORTED
+    rig.calls[0][1](None, None)
+    assert rig.sent[-1] == SanitizeOver(2, "S1", True)
+    rig.conduit.answered(answer(2))
+    assert len(heard) == 1
+
+
+def test_state_that_begins_a_sanitize_refuses_what_has_begun_and_reaches_the_unit() -> None:
+    rig = Rig()
+    state = Sanitize(False, True)
+    rig.conduit.update(update(sanitize=state.to_plain()))
+    assert rig.units[0].sanitize == state
+    refusal = rig.engines[0].updates[0][4]
+    assert refusal is not None and refusal.reason is Reason.SANITIZE_IN_PROGRESS
+    rig.conduit.update(update(sanitize=state.to_plain()))
+    rig.conduit.update(update(sanitize=Sanitize(True, True).to_plain()))
+    rig.conduit.update(update())
+    assert [told[4] for told in rig.engines[0].updates[1:]] == [None] * 3
+    assert rig.units[0].sanitize is None

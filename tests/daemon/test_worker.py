@@ -124,8 +124,8 @@ def test_session_from_login_to_logout(worker: Running, device: MemoryDevice) -> 
     assert device.memory[3 * BLOCK : 5 * BLOCK] == ONES + TWOS
     assert initiator.read(4) == TWOS
     worker.channel.send(Poll())
-    assert worker.wait_for(SessionFigures) == SessionFigures(7, 2, BLOCK, 2 * BLOCK)
-    assert worker.wait_for(Beat, connections=1, commands=2)
+    assert worker.wait_for(SessionFigures) == SessionFigures(7, 3, BLOCK, 2 * BLOCK)
+    assert worker.wait_for(Beat, connections=1, commands=3)
     initiator.send(initiator.logout_request())
     assert initiator.expect(LogoutResponse).response == 0
     assert initiator.at_end()
@@ -253,7 +253,9 @@ def test_discovery_names_the_target_at_the_address_that_was_reached(worker: Runn
     initiator.send(request)
     answer = bytes(initiator.expect(TextResponse).data)
     address = "{}:{}".format(*initiator.sock.getpeername())
-    assert answer == f"TargetName={TARGET}\0TargetAddress={address},1\0".encode()
+    here = initiator.sock.getpeername()[0]  # where the portals of the configuration, 0.0.0.0:3260, are reached
+    expected = f"TargetName={TARGET}\0TargetAddress={address},1\0TargetAddress={here}:3260,1\0"
+    assert answer == expected.encode()
 
 
 def test_login_that_does_not_come_to_an_end_is_ended(quick: None, device: MemoryDevice) -> None:

@@ -44,6 +44,9 @@ VERIFY_10                                    A C A A C C
 SYNCHRONIZE_CACHE_10                         C C A C C C
 WRITE_SAME_10                                C C A C C C
 UNMAP                                        C C A C C C
+SANITIZE_OVERWRITE                           C C A C C C
+SANITIZE_BLOCK_ERASE                         C C A C C C
+SANITIZE_EXIT_FAILURE_MODE                   C C A C C C
 MODE_SENSE_10                                A C A A C C
 READ_16                                      A C A A C C
 COMPARE_AND_WRITE                            C C A C C C
@@ -54,6 +57,7 @@ SYNCHRONIZE_CACHE_16                         C C A C C C
 WRITE_SAME_16                                C C A C C C
 READ_CAPACITY_16                             A A A A A A
 GET_LBA_STATUS                               A C A A C C
+REPORT_REFERRALS                             A A A A A A
 REPORT_LUNS                                  A A A A A A
 REPORT_TARGET_PORT_GROUPS                    A A A A A A
 REPORT_SUPPORTED_OPERATION_CODES             A C A A C C
@@ -88,7 +92,6 @@ RECEIVE_COPY_OPERATING_PARAMETERS            C C A C C C
 RECEIVE_COPY_FAILURE_DETAILS_LID1            C C A C C C
 RECEIVE_COPY_STATUS_LID4                     C C A C C C
 RECEIVE_ROD_TOKEN_INFORMATION                C C A C C C
-SANITIZE                                     C C A C C C
 """
 TABLE = {name: tuple(columns) for name, *columns in map(str.split, ROWS.strip().splitlines())}
 

@@ -276,7 +276,7 @@ def test_limits_that_are_told_are_those_that_hold(unit) -> None:
 
 @pytest.mark.parametrize(("rotational", "rate"), [(False, "0001"), (True, "0000")])
 def test_block_device_characteristics(make_unit: Callable, rotational: bool, rate: str) -> None:
-    expected = bytes.fromhex("00 b1 003c" + rate) + bytes(58)
+    expected = bytes.fromhex("00 b1 003c" + rate + "00 40") + bytes(56)  # WABEREQ 01b
     assert page(make_unit(rotational=rotational), 0xB1) == expected
 
 

@@ -96,7 +96,7 @@ def test_unknown_operation_code_is_refused(unit, opcode: str) -> None:
     assert error.field == 0 and not error.in_data
 
 
-@pytest.mark.parametrize("cdb", ["9e 00", "9e 13", "9e 1f", "a3 00", "a3 0b", "a3 0e"])
+@pytest.mark.parametrize("cdb", ["9e 00", "9e 14", "9e 1f", "a3 00", "a3 0b", "a3 0e"])
 def test_unknown_service_action_is_refused_as_a_field(unit, cdb: str) -> None:
     error = unit.refusal(cdb)
     assert (error.reason, error.field, error.bit) == (Reason.INVALID_FIELD_IN_CDB, 1, 4)

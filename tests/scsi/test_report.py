@@ -225,7 +225,7 @@ def test_all_commands_with_timeouts(unit) -> None:
 
 def test_flags_say_what_is_there(unit) -> None:
     for opcode, action, flags, _length, _ in command_descriptors(unit.run(rsoc(0)), False):
-        assert flags == (0x01 if opcode in (0x5E, 0x5F, 0x83, 0x84, 0x9E, 0xA3) else 0x00)
+        assert flags == (0x01 if opcode in (0x48, 0x5E, 0x5F, 0x83, 0x84, 0x9E, 0xA3) else 0x00)
         assert flags or not action
 
 
@@ -254,7 +254,7 @@ def test_command_that_is_not_supported_is_told_so(unit, option: int, opcode: int
 
 @pytest.mark.parametrize("option", [2, 3])
 def test_service_action_that_is_not_supported_is_told_so(unit, option: int) -> None:
-    assert unit.run(rsoc(option, 0x9E, 0x13))[1] == 0x01
+    assert unit.run(rsoc(option, 0x9E, 0x14))[1] == 0x01
     assert unit.run(rsoc(option, 0x9E, 0x100))[1] == 0x01
 
 

@@ -64,12 +64,12 @@ def test_every_command_has_its_row() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        "28h|READ 10|`28 18 ff ff ff ff 00 ff ff 00`|in||allowed if write exclusive|reported",
-        "42h|UNMAP|`42 00 00 00 00 00 00 ff ff 00`|out|thin provisioning|conflict|reported",
-        "41h|WRITE SAME 10|`41 00[08] ff ff ff ff 00 ff ff 00`|out||conflict|reported",
-        "A3h/0Ah|REPORT TARGET PORT GROUPS|`a3 ea 00 00 00 00 ff ff ff ff 00 00`|in||allowed|reported",
-        "03h|REQUEST SENSE|`03 01 00 00 ff 00`|in||allowed|is the answer",
-        "12h|INQUIRY|`12 01 ff ff ff 00`|in||allowed|stays",
+        "28h|READ 10|`28 18 ff ff ff ff 00 ff ff 00`|in||allowed if write exclusive||reported",
+        "42h|UNMAP|`42 00 00 00 00 00 00 ff ff 00`|out|thin provisioning|conflict||reported",
+        "41h|WRITE SAME 10|`41 00[08] ff ff ff ff 00 ff ff 00`|out||conflict||reported",
+        "A3h/0Ah|REPORT TARGET PORT GROUPS|`a3 ea 00 00 00 00 ff ff ff ff 00 00`|in||allowed|all|reported",
+        "03h|REQUEST SENSE|`03 01 00 00 ff 00`|in||allowed|all|is the answer",
+        "12h|INQUIRY|`12 01 ff ff ff 00`|in||allowed|all|stays",
     ],
 )
 def test_row_of_a_command(row: str) -> None:
@@ -79,7 +79,10 @@ def test_row_of_a_command(row: str) -> None:
 def test_every_page_has_its_row_with_name_and_clause() -> None:
     _, vpd, modes, logs, _ = tables()
     assert [int(row[0].rstrip("h"), 16) for row in vpd] == sorted(inquiry.PAGES)
-    assert [int(row[0].rstrip("h"), 16) for row in modes] == sorted(mode.PAGES)
+    assert [row[0] for row in modes if "/" not in row[0]] == [
+        f"{code:02X}h" for code, sub in sorted(mode.PAGES) if not sub
+    ]
+    assert [row[0] for row in modes if "/" in row[0]] == ["0Ah/01h", "1Ch/02h"]
     assert [int(row[0].rstrip("h"), 16) for row in logs] == sorted(log.PAGES)
     assert all(row[1] and row[2] for row in (*vpd, *modes, *logs))
     assert ["88h", "SCSI ports", "SPC-4 7.8.14"] in vpd

@@ -17,12 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from iscsid.errors import LocalProtocolError, ScsiError
 from iscsid.scsi.mode import ModeState
+from iscsid.scsi.ports import AccessState, PortGroup
 from iscsid.scsi.reservation import Reservations
 from iscsid.scsi.sanitize import Sanitize
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId, Outcome
 from iscsid.shared import rules
-from iscsid.shared.authority import MAX_WAITING, Action, Authority, End, Keep, Kill, Place, Tell
+from iscsid.shared.authority import ADMINISTRATOR, MAX_WAITING, Action, Authority, End, Keep, Kill, Place, Tell
 from iscsid.shared.barrier import DEADLINE
 from iscsid.shared.messages import (
     MAX_MESSAGE,
@@ -35,7 +36,7 @@ from iscsid.shared.messages import (
     Withdraw,
     encode,
 )
-from iscsid.shared.rules import Request, UnitState
+from iscsid.shared.rules import AccessChange, Request, UnitState
 
 DISK, TAPE = "iqn.x:disk", "iqn.x:tape"
 A = NexusId("iqn.x:a", 1, DISK, 1)
@@ -1013,3 +1014,43 @@ def test_ask_of_another_worker_is_not_withdrawn(rig: Rig) -> None:
     ask = rig.ask(0, A, RELEASE)
     assert rig.do(rig.authority.withdraw(1, Withdraw(ask), 0.0)) == []
     assert rig.status(ask) is None
+
+
+# -- the administrator -------------------------------------------------------------------------------------------------
+
+
+def test_administrators_change_is_answered_when_all_units_of_the_target_have_it_everywhere() -> None:
+    groups = {DISK: (PortGroup(1), PortGroup(2))}
+    authority = Authority({unit: Place(frozenset({DISK}), None, groups) for unit in ("S0", "S1")})
+    for worker in (0, 1):
+        authority.worker_ready(worker)
+    authority.session_opened(1, 7, B, 0.0)
+    told = authority.change_access(3, AccessChange(DISK, 2, AccessState.STANDBY), 0.0)
+    updates = [(action.worker, action.message) for action in told if isinstance(action, Tell)]
+    assert [(worker, message.unit) for worker, message in updates if isinstance(message, UpdateUnit)] == [
+        (0, "S0"),
+        (1, "S0"),
+        (0, "S1"),
+        (1, "S1"),
+    ]
+    for worker, message in updates:
+        assert isinstance(message, UpdateUnit)
+        assert json.loads(message.attentions) == ([[list(B), "ASYMMETRIC_ACCESS_STATE_CHANGED"]] if worker == 1 else [])
+    last: list[Any] = []
+    for worker, message in updates:
+        assert not last and isinstance(message, UpdateUnit)
+        last = authority.applied(worker, UnitApplied(message.unit, message.generation), 0.0)
+    assert last == [Tell(ADMINISTRATOR, UnitAnswer(3, GOOD, "", -1, -1, False))]
+    assert authority.state("S0").access[DISK][1].state is AccessState.STANDBY
+    assert authority.asks == 0
+
+
+def test_administrators_change_of_a_target_without_units_is_refused() -> None:
+    (answer,) = Authority({}).change_access(1, AccessChange(DISK, 1, AccessState.STANDBY), 0.0)
+    assert isinstance(answer, Tell) and answer.worker == ADMINISTRATOR
+    assert isinstance(answer.message, UnitAnswer) and answer.message.status == CHECK_CONDITION
+
+
+def test_ports_of_a_place_are_one_in_each_portal_group_of_each_target() -> None:
+    place = Place(frozenset({DISK, TAPE}), None, {DISK: (PortGroup(1), PortGroup(2))})
+    assert place.ports == {(DISK, 1), (DISK, 2), (TAPE, 1)}

@@ -11,12 +11,14 @@ import pytest
 from iscsid.scsi import reservation, reservation_out
 from iscsid.scsi.const import Status
 from iscsid.scsi.mode import ModeState
+from iscsid.scsi.ports import AccessState, PortGroup
+from iscsid.scsi.removable import Medium
 from iscsid.scsi.reservation import Reservations, Type
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId
 from iscsid.shared import rules
 from iscsid.shared.messages import MAX_PARAMETERS
-from iscsid.shared.rules import Request, UnitState
+from iscsid.shared.rules import MediumChange, Request, UnitState
 
 A = NexusId("iqn.x:a", 1, "iqn.x:disk", 1)
 B = NexusId("iqn.x:b", 2, "iqn.x:disk", 1)
@@ -196,3 +198,77 @@ def test_what_was_not_kept_by_us_is_refused(change: dict[str, Any]) -> None:
 
 def test_longest_register_fits_into_an_ask() -> None:
     assert reservation_out.MAX_PARAMETER_LENGTH <= MAX_PARAMETERS
+
+
+IN, OUT = Medium(removable=True), Medium(removable=True, loaded=False)
+
+
+def start_stop(state: UnitState, byte_4: int) -> Any:
+    return rules.apply(state, Request(A, bytes((0x1B, 0, 0, 0, byte_4, 0)), known=(A, B)))
+
+
+def test_eject_takes_the_medium_and_load_tells_all_others() -> None:
+    ejected = start_stop(UnitState(medium=IN), 0x02)
+    assert (ejected.state.medium, ejected.attentions) == (OUT, ())
+    loaded = start_stop(ejected.state, 0x03)
+    assert loaded.state.medium == IN
+    assert [(raised.nexus, raised.reason) for raised in loaded.attentions] == [(B, Reason.MEDIUM_MAY_HAVE_CHANGED)]
+    assert start_stop(loaded.state, 0x03).attentions == ()
+
+
+def test_stop_and_start_tell_nobody() -> None:
+    stopped = start_stop(UnitState(), 0x00)
+    assert not stopped.state.medium.started
+    assert (start_stop(stopped.state, 0x01).state, stopped.attentions) == (UnitState(), ())
+
+
+def test_prevention_refuses_the_eject_and_goes_with_nexus_and_reset() -> None:
+    prevented = rules.apply(UnitState(medium=IN), Request(B, bytes.fromhex("1e0000000100"))).state
+    refused = start_stop(prevented, 0x02)
+    assert refused.error is not None and refused.error.reason is Reason.MEDIUM_REMOVAL_PREVENTED
+    assert refused.state == prevented
+    assert rules.nexus_lost(prevented, B).state == UnitState(medium=IN)
+    assert rules.nexus_lost(prevented, A).state == prevented
+    assert rules.reset(prevented) == UnitState(medium=IN)
+
+
+def test_administrator_loads_and_everybody_is_told() -> None:
+    outcome = rules.change_medium(UnitState(medium=OUT), MediumChange(load=True), (A, B))
+    assert outcome.state.medium == IN
+    assert {raised.nexus for raised in outcome.attentions} == {A, B}
+    assert rules.change_medium(UnitState(), MediumChange(load=False), (A,)).error is not None
+
+
+def test_capacity_that_changed_is_told_to_all_who_are_logged_in() -> None:
+    assert {(raised.nexus, raised.reason) for raised in rules.capacity_changed((A, B))} == {
+        (A, Reason.CAPACITY_DATA_HAS_CHANGED),
+        (B, Reason.CAPACITY_DATA_HAS_CHANGED),
+    }
+
+
+# -- asymmetric access -------------------------------------------------------------------------------------------------
+
+TWO_GROUPS = {A.target: (PortGroup(1), PortGroup(2))}
+STPG = bytes.fromhex("a40a 00000000 00000008 0000")
+TO_STANDBY = bytes(4) + bytes.fromhex("02 00 0002")
+
+
+def test_set_target_port_groups_changes_the_state_and_tells_the_others() -> None:
+    outcome = rules.apply(UnitState(access=TWO_GROUPS), Request(A, STPG, TO_STANDBY, (A, B, C)))
+    assert outcome.error is None
+    assert outcome.state.access[A.target][1].state is AccessState.STANDBY
+    assert [raised.nexus for raised in outcome.attentions] == [B, C]
+
+
+def test_administrator_changes_the_state_and_all_are_told() -> None:
+    change = rules.AccessChange(A.target, 2, AccessState.OFFLINE)
+    outcome = rules.change_access(UnitState(access=TWO_GROUPS), change, (A, B))
+    assert outcome.state.access[A.target][1].state is AccessState.OFFLINE
+    assert [raised.nexus for raised in outcome.attentions] == [A, B]
+
+
+def test_access_is_not_kept_and_no_reset_changes_it() -> None:  # SPC-4 5.15.2.9
+    state = dataclasses.replace(PERSISTENT, access=TWO_GROUPS)
+    kept = rules.kept(state)
+    assert kept is not None and "access" not in kept
+    assert rules.reset(state).access == TWO_GROUPS

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from iscsid.target.discovery import DiscoveredTarget, send_targets
+from iscsid.specs import PortalSpec
+from iscsid.target.discovery import DiscoveredTarget, reachable, send_targets
 from iscsid.text.codec import build, parse, split
 
-DISK0 = DiscoveredTarget("iqn.2026-11.org.iscsid:disk0", ("10.0.0.1:3260", "[2001:db8::1]:3260"), 1)
-DISK1 = DiscoveredTarget("iqn.2026-11.org.iscsid:disk1", ("10.0.0.1:3261",), 2)
+DISK0 = DiscoveredTarget("iqn.2026-11.org.iscsid:disk0", (("10.0.0.1:3260", 1), ("[2001:db8::1]:3260", 1)))
+DISK1 = DiscoveredTarget("iqn.2026-11.org.iscsid:disk1", (("10.0.0.1:3261", 2),))
 TARGETS = [DISK0, DISK1]
 REJECTED = [("SendTargets", "Reject")]
 
@@ -58,7 +59,7 @@ def test_no_targets_is_an_empty_answer() -> None:
 
 
 def test_long_list_goes_over_several_segments_and_comes_back_whole() -> None:
-    targets = [DiscoveredTarget(f"iqn.2026-11.org.iscsid:d{number}", ("10.0.0.1:3260",)) for number in range(500)]
+    targets = [DiscoveredTarget(f"iqn.2026-11.org.iscsid:d{number}", (("10.0.0.1:3260", 1),)) for number in range(500)]
     pairs = send_targets("All", targets, "")
     assert len(pairs) == 1000
     pieces = split(build(pairs), 8192)
@@ -68,3 +69,24 @@ def test_long_list_goes_over_several_segments_and_comes_back_whole() -> None:
 
 def test_targets_may_come_from_a_generator() -> None:
     assert send_targets("All", (target for target in TARGETS), "")[0] == ("TargetName", DISK0.name)
+
+
+HERE, V6 = "192.0.2.1:3260", "[2001:db8::1]:3260"
+
+
+@pytest.mark.parametrize(
+    ("portals", "here", "others"),
+    [
+        ([], HERE, []),
+        ([PortalSpec("192.0.2.1")], HERE, []),
+        ([PortalSpec("0.0.0.0"), PortalSpec("::")], HERE, []),
+        ([PortalSpec("0.0.0.0", 3261, 2)], HERE, [("192.0.2.1:3261", 2)]),
+        ([PortalSpec("::", 3261, 2)], V6, [("[2001:db8::1]:3261", 2)]),
+        ([PortalSpec("198.51.100.1", 3260, 2)], HERE, [("198.51.100.1:3260", 2)]),
+        ([PortalSpec("2001:db8::1", 3260, 7)], HERE, [("[2001:db8::1]:3260", 7)]),
+        ([PortalSpec("127.0.0.1", 3260, 2), PortalSpec("fe80::1", 3260, 2)], HERE, []),
+        ([PortalSpec("127.0.0.2", 3260, 2), PortalSpec("192.0.2.1")], "127.0.0.1:3260", [("127.0.0.2:3260", 2)]),
+    ],
+)
+def test_reachable_portals(portals: list[PortalSpec], here: str, others: list[tuple[str, int]]) -> None:
+    assert reachable(portals, here, 1) == [(here, 1), *others]

@@ -44,8 +44,8 @@ def test_unit_under_two_numbers_is_one_device() -> None:
 
 
 def test_nexus_has_what_the_session_and_the_node_say() -> None:
-    node = TargetNode(NAME, {0: unit(), 5: unit(5)}, portal_group_tag=3)
-    unit_0, nexus = node.seats("iqn.2010-11.org.example:host", 0x123)[0]
+    node = TargetNode(NAME, {0: unit(), 5: unit(5)}, portal_group_tags=(1, 3))
+    unit_0, nexus = node.seats("iqn.2010-11.org.example:host", 0x123, 3)[0]
     assert unit_0 is node.units[0]
     assert nexus.id == ("iqn.2010-11.org.example:host", 0x123, NAME, 3)
     assert (nexus.initiator_name, nexus.target_name, nexus.portal_group_tag) == nexus.id[:1] + nexus.id[2:]
