@@ -32,6 +32,13 @@ from .descriptor import DescriptorDevice, reopen
 OPTIONS = (
     Option("path", "path", required=True, doc="the file"),
     Option("size", "size", minimum=512, doc="made this large, sparse, when it is missing or smaller; never cut"),
+    Option(
+        "physical_block_size",
+        "size",
+        minimum=512,
+        maximum=65536,
+        doc="the physical block that initiators are told of, a power of two; by default that of the file system",
+    ),
     Option("direct", "bool", default=False, doc="go past the page cache (O_DIRECT)"),
 )
 
@@ -39,7 +46,9 @@ OPTIONS = (
 class FileDevice(DescriptorDevice):
     """A regular file open at ``fd``."""
 
-    def __init__(self, fd: int, name: str, *, direct: bool = False, readonly: bool = False) -> None:
+    def __init__(
+        self, fd: int, name: str, *, direct: bool = False, readonly: bool = False, physical_block_size: int = 0
+    ) -> None:
         kind = linux.file_system(fd)
         # FUSE servers that bypass the page cache see the data without the flag: use write and fdatasync there.
         dsync = kind != linux.FUSE_SUPER_MAGIC
@@ -47,7 +56,8 @@ class FileDevice(DescriptorDevice):
         facts = os.fstat(fd)
         self.size = facts.st_size
         self.readonly = readonly
-        self.physical_block_size = self.discard_granularity = min(max(facts.st_blksize, 512), 65536)
+        self.discard_granularity = min(max(facts.st_blksize, 512), 65536)
+        self.physical_block_size = physical_block_size or self.discard_granularity
         self._holes = not readonly and can_punch(fd, self.size)
         self.discard_zeroes = self._holes
         if direct:
@@ -129,6 +139,9 @@ def iscsid_backend_info() -> BackendInfo:
 @hookimpl
 def iscsid_validate(options: Mapping[str, Any]) -> list[str]:
     path, size = options["path"], options["size"]
+    physical = options.get("physical_block_size") or 0
+    if physical & (physical - 1):
+        return [f"physical_block_size: {physical} is not a power of two"]
     try:
         facts = os.stat(path)
     except FileNotFoundError:
@@ -186,7 +199,8 @@ def iscsid_open(options: Mapping[str, Any], role: str) -> FileDevice:
     fd = reopen(options.get("claim"), path, flags | (os.O_DIRECT if direct else 0))
     try:
         _must_be_regular(path, os.fstat(fd))
-        return FileDevice(fd, path, direct=direct, readonly=readonly)
+        physical = options.get("physical_block_size") or 0
+        return FileDevice(fd, path, direct=direct, readonly=readonly, physical_block_size=physical)
     except BaseException:
         os.close(fd)
         raise

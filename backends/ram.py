@@ -39,7 +39,7 @@ class RamDevice(Device):
 
     mode = Mode.INLINE
     threading = Threading.PARALLEL
-    physical_block_size = discard_granularity = mmap.PAGESIZE
+    discard_granularity = mmap.PAGESIZE
     discard_zeroes = True
 
     def __init__(self, fd: int, *, readonly: bool = False) -> None:

@@ -86,7 +86,7 @@ class Job:
         *,
         writes: bool = False,
         exact: bool = False,
-        then: Read | None = None,
+        then: Read | Ask | None = None,
         exclusive: tuple[int, int] | None = None,
         status: int = _GOOD,
         locks: bool = True,

@@ -1,4 +1,4 @@
-"""Commands that touch the medium: READ, WRITE, VERIFY, WRITE SAME, UNMAP, SYNCHRONIZE CACHE, START STOP UNIT.
+"""Commands that touch the medium: READ, WRITE, VERIFY, WRITE SAME, UNMAP, SYNCHRONIZE CACHE.
 
 A handler decodes its CDB, checks the range and returns a plan; it touches no medium itself. The reserved bits were
 checked before (``lu.plan``), so RDPROTECT, WRPROTECT, VRPROTECT, ANCHOR and GROUP NUMBER are 0 here: none is supported.
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from iscsid.scsi.lu import LogicalUnit, Nexus
 
 FUA = 0x08  # byte 1 of READ and WRITE (SBC-3 5.8)
-IMMED = 0x01  # byte 1 of START STOP UNIT
-NO_FLUSH, START = 0x04, 0x01  # byte 4 of START STOP UNIT (SBC-3 5.25)
 UNMAP_BIT, NDOB = 0x08, 0x01  # byte 1 of WRITE SAME (SBC-3 5.50, 5.51)
 BYTCHK_SHIFT, BYTCHK_MASK = 1, 0x03  # byte 1 of VERIFY (SBC-3 5.29)
 
@@ -35,7 +33,8 @@ CHUNK = 1 << 20  # what VERIFY and WRITE SAME move at once
 
 
 def test_unit_ready(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    """SPC-4 6.47. A device that was opened is ready; one that fails later says so in its answers to I/O."""
+    """SPC-4 6.47. What is neither ejected nor stopped (``removable``) is ready; a device that fails later says so in
+    its answers to I/O."""
     return DONE
 
 
@@ -193,7 +192,7 @@ def pieces(length: int) -> Iterator[tuple[int, int]]:
         yield start, min(CHUNK, length - start)
 
 
-# -- SYNCHRONIZE CACHE, START STOP UNIT (SBC-3 5.21, 5.22, 5.25) -----------------------------------------------------
+# -- SYNCHRONIZE CACHE (SBC-3 5.21, 5.22) ----------------------------------------------------------------------------
 
 
 def synchronize_cache_10(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
@@ -223,17 +222,6 @@ def _flush(lu: LogicalUnit) -> Plan:
 def _run_flush(lu: LogicalUnit, _data: memoryview) -> bytes:
     lu.device.flush()
     return b""
-
-
-def start_stop_unit(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    """A virtual disk has no spindle: what stopping it must do is to put its cache on the medium (SBC-3 5.25).
-
-    It stays ready afterwards, for other initiators may use it. LOEJ and POWER CONDITION are refused as bits that are
-    not supported: the medium is not removable, and there is no power condition mode page.
-    """
-    if cdb[4] & START or cdb[4] & NO_FLUSH:
-        return DONE
-    return _flush(lu)
 
 
 # -- WRITE SAME (SBC-3 5.50, 5.51) -----------------------------------------------------------------------------------
