@@ -9,10 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iscsid.errors import ScsiError
-from iscsid.scsi.mode import HEADER_6, HEADER_10, LONG_DESCRIPTOR, LONGLBA, PAGES, SHORT_DESCRIPTOR, ModeState
+from iscsid.scsi.mode import (
+    HEADER_6,
+    HEADER_10,
+    LONG_DESCRIPTOR,
+    LONGLBA,
+    SHORT_DESCRIPTOR,
+    SPF,
+    SUBPAGE_HEADER,
+    ModeState,
+    fitted,
+    pages_of,
+)
 from iscsid.scsi.plan import Ask, Plan
 from iscsid.scsi.sense import Reason
 
@@ -21,22 +32,24 @@ if TYPE_CHECKING:
 
 PF, SP = 0x10, 0x01  # byte 1: page format, save pages (SPC-4 6.9)
 _MODE_SELECT_6 = 0x15
-_SPF, _PAGE_CODE = 0x40, 0x3F  # byte 0 of a page
+_PAGE_CODE = 0x3F  # in byte 0 of a page
 
 
 @dataclass(frozen=True, slots=True)
 class UnitFacts:
-    """What of a unit decides what may be selected. ``saving``: the state can be kept over a restart."""
+    """What of a unit decides what may be selected. ``saving``: the state can be kept over a restart; ``metered``: the
+    device tells how full its medium is."""
 
     blocks: int
     block_size: int
     volatile: bool
     saving: bool = False
+    metered: bool = False
 
     @classmethod
     def of(cls, lu: LogicalUnit) -> UnitFacts:
         """Return the facts of ``lu``."""
-        return cls(lu.blocks, lu.block_size, lu.volatile, lu.saved_mode_state is not None)
+        return cls(lu.blocks, lu.block_size, lu.volatile, lu.saved_mode_state is not None, lu.metered)
 
 
 def parameter_list_length(cdb: bytes) -> int:
@@ -73,7 +86,7 @@ def apply(current: ModeState, cdb: bytes, data: bytes | memoryview, facts: UnitF
         raise ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR)
     parameters = bytes(data[:length])
     at = _skip_header(cdb[0] == _MODE_SELECT_6, parameters, facts)
-    state = current
+    state = fitted(current, facts)
     while at < length:
         state, at = _select_page(state, parameters, at, facts)
     return state
@@ -118,23 +131,27 @@ def _check_descriptor(long: bool, data: bytes, at: int, facts: UnitFacts) -> Non
 
 def _select_page(state: ModeState, data: bytes, at: int, facts: UnitFacts) -> tuple[ModeState, int]:
     """Return the state with the page at ``at``, and where the next one begins. PS is reserved here, and ignored."""
-    if len(data) < at + 2:
+    code, spf = data[at] & _PAGE_CODE, data[at] & SPF
+    header = SUBPAGE_HEADER.size if spf else 2
+    if len(data) < at + header:
         raise ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR)
-    page = PAGES.get(data[at] & _PAGE_CODE)
-    if data[at] & _SPF:
-        raise _invalid(at, 6)  # no page has subpages
-    if page is None:
+    length = int.from_bytes(data[at + header // 2 : at + header], "big")
+    pages = pages_of(facts)
+    if all(code != known for known, _ in pages):
         raise _invalid(at, 5)
-    if data[at + 1] != len(page.constant):
+    page = pages.get((code, data[at + 1] if spf else 0))
+    if page is None or (spf and not data[at + 1]):
         raise _invalid(at + 1)
-    start, end = at + 2, at + 2 + len(page.constant)
+    if length != len(page.constant):
+        raise _invalid(at + header // 2)
+    start, end = at + header, at + header + length
     if len(data) < end:
         raise ScsiError(Reason.PARAMETER_LIST_LENGTH_ERROR)
-    wanted, present, mask = data[start:end], page.payload(state), page.changeable(facts.volatile)
+    wanted, present, mask = data[start:end], page.payload(state), page.changeable(facts)
     for byte in range(len(wanted)):
         if wrong := (wanted[byte] ^ present[byte]) & ~mask[byte]:
             raise _invalid(start + byte, wrong.bit_length() - 1)
-    values = {field.name: bool(wanted[field.byte] & field.mask) for field in page.fields}
+    values: dict[str, Any] = {field.name: field.of(wanted) for field in page.fields}
     return dataclasses.replace(state, **values), end
 
 

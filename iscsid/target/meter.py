@@ -12,23 +12,27 @@ class Counters(Protocol):
 
     read_bytes: int
     written_bytes: int
+    commands: int
+    write_commands: int
+    other_commands: int
 
 
 class Meter:
     """The account of one session.
 
-    Counting by session, and settling when it turns to another unit, costs a command one comparison.
+    Counting by session, and settling when it turns to another unit, costs a command one comparison. READ commands are
+    those that are neither WRITE nor anything else, so that they cost nothing more.
 
     Attributes:
         seat: where the session's last command went; None: nowhere.
     """
 
-    __slots__ = ("_counters", "_read", "_written", "seat")
+    __slots__ = ("_counters", "_settled", "seat")
 
     def __init__(self, counters: Counters) -> None:
         self.seat: Seat | None = None
         self._counters = counters
-        self._read = self._written = 0  # what is settled
+        self._settled = (0, 0, 0, 0)
 
     def turn(self, seat: Seat | None) -> None:
         """The next command goes to ``seat``."""
@@ -38,8 +42,13 @@ class Meter:
     def settle(self) -> None:
         """Add what was moved since the last time to the tally of the unit that it went to."""
         counters = self._counters
+        writes = counters.write_commands
+        reads = counters.commands - writes - counters.other_commands
+        now = (counters.read_bytes, counters.written_bytes, reads, writes)
         if self.seat is not None:
-            tally = self.seat[0].tally
-            tally.read_bytes += counters.read_bytes - self._read
-            tally.written_bytes += counters.written_bytes - self._written
-        self._read, self._written = counters.read_bytes, counters.written_bytes
+            tally, then = self.seat[0].tally, self._settled
+            tally.read_bytes += now[0] - then[0]
+            tally.written_bytes += now[1] - then[1]
+            tally.read_commands += now[2] - then[2]
+            tally.write_commands += now[3] - then[3]
+        self._settled = now

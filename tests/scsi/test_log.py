@@ -6,13 +6,22 @@ from collections.abc import Callable
 
 import pytest
 
-from iscsid.errors import ScsiError
+from iscsid.block.device import Space
+from iscsid.block.guard import Guarded
+from iscsid.errors import BlockError, Fault, ScsiError
 from iscsid.scsi.commands import Feature
-from iscsid.scsi.log import PAGES, Figures
-from iscsid.scsi.lu import LogicalUnit
+from iscsid.scsi.log import Figures
+from iscsid.scsi.lu import LogicalUnit, _threshold_exponent
 from iscsid.scsi.sense import Reason
 
-FIGURES = Figures(read_bytes=0x123456789A, written_bytes=0x2000, read_errors=3, write_errors=1)
+FIGURES = Figures(
+    read_bytes=0x123456789A,
+    written_bytes=0x2000,
+    read_errors=3,
+    write_errors=1,
+    read_commands=0x99,
+    write_commands=0x55,
+)
 MOST = "ffffffffffffffff"
 
 
@@ -35,8 +44,8 @@ def test_supported_pages_byte_by_byte(logged) -> None:
     assert logged.run(sense(0x00)) == bytes.fromhex(
         "00"  # DS 0, SPF 0, PAGE CODE
         "00"  # SUBPAGE CODE
-        "0003"  # PAGE LENGTH
-        "00 02 03"
+        "0004"  # PAGE LENGTH
+        "00 02 03 19"
     )
 
 
@@ -44,17 +53,17 @@ def test_supported_pages_and_subpages_byte_by_byte(logged) -> None:
     assert logged.run(sense(0x00, subpage=0xFF)) == bytes.fromhex(
         "40"  # DS 0, SPF 1, PAGE CODE
         "ff"  # SUBPAGE CODE
-        "0008"  # PAGE LENGTH
-        "00 00  00 ff  02 00  03 00"
+        "000a"  # PAGE LENGTH
+        "00 00  00 ff  02 00  03 00  19 00"
     )
 
 
 @pytest.mark.parametrize("control", range(4))
 def test_list_of_pages_is_the_same_for_every_page_control(logged, control: int) -> None:
-    assert logged.run(sense(0x00, control=control)) == bytes.fromhex("00 00 0003 00 02 03")
+    assert logged.run(sense(0x00, control=control)) == bytes.fromhex("00 00 0004 00 02 03 19")
 
 
-@pytest.mark.parametrize("code", [code for code in range(0x40) if code not in (0, *PAGES)])
+@pytest.mark.parametrize("code", [code for code in range(0x40) if code not in (0, 0x02, 0x03, 0x19)])
 def test_page_that_is_not_there_is_refused(logged, code: int) -> None:
     error = logged.refusal(sense(code))
     assert (error.reason, error.field, error.bit) == (Reason.INVALID_FIELD_IN_CDB, 2, 5)
@@ -81,7 +90,7 @@ def test_error_counters_byte_by_byte(logged, code: int, total_bytes: str, errors
     assert data[16:] == bytes.fromhex("0006 20 08" + errors)  # total uncorrected errors
 
 
-@pytest.mark.parametrize("code", sorted(PAGES))
+@pytest.mark.parametrize("code", [0x02, 0x03])
 @pytest.mark.parametrize(("control", "value"), [(0, MOST), (2, MOST), (3, "0000000000000000")])
 def test_thresholds_are_never_reached_and_counts_begin_at_zero(logged, code: int, control: int, value: str) -> None:
     data = logged.run(sense(code, control=control))
@@ -98,6 +107,81 @@ def test_figures_are_asked_for_each_time(logged) -> None:
 def test_counter_stays_at_its_largest_value(logged) -> None:
     logged.told = Figures(read_bytes=1 << 65)
     assert logged.run(sense(0x03))[8:16] == bytes.fromhex(MOST)
+
+
+# -- general statistics and performance: SPC-4 7.3.8 ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", range(4))
+def test_general_statistics_byte_by_byte(logged, control: int) -> None:
+    assert logged.run(sense(0x19, control=control)) == bytes.fromhex(
+        "99 00 005c"  # DS 1, PAGE CODE; SUBPAGE CODE; PAGE LENGTH
+        "0001 23 40"  # TSD 1, FORMAT AND LINKING 11b (binary list); PARAMETER LENGTH
+        "0000000000000099"  # number of read commands
+        "0000000000000055"  # number of write commands
+        "0000000000000010"  # number of logical blocks received
+        "00000000091a2b3c"  # number of logical blocks transmitted
+    ) + bytes(32) + bytes.fromhex(  # processing intervals and weights: not measured
+        "0002 23 08 0000000000000000"  # idle time intervals
+        "0003 23 08 00000000 00000000"  # time interval: EXPONENT, INTEGER
+    )
+
+
+# -- logical block provisioning: SBC-3 6.4.4 --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def metered(logged):
+    """A unit whose device tells ``logged.space``, or raises it."""
+
+    class Metered(type(logged.memory)):
+        def space(self) -> Space:
+            if isinstance(logged.space, Exception):
+                raise logged.space
+            return logged.space
+
+    memory = Metered(1 << 20, 512, (), {"discard_zeroes": True})
+    logged.lu = LogicalUnit(Guarded(memory), logged.lu.identity, figures=lambda: logged.told)
+    logged.space = Space(used=(5 << 20) + 1, available=(7 << 20) - 1)
+    return logged
+
+
+@pytest.mark.parametrize("control", range(4))
+def test_resource_counts_byte_by_byte(metered, control: int) -> None:
+    assert metered.run("12 01 b2 0008 00")[4] == 11  # THRESHOLD EXPONENT: sets of 2048 blocks of 512 bytes
+    assert metered.run(sense(0x0C, control=control)) == bytes.fromhex(
+        "8c 00 0018"  # DS 1, PAGE CODE; SUBPAGE CODE; PAGE LENGTH
+        "0001 23 08 00000006 02 000000"  # available, in whole threshold sets; SCOPE 10b: not dedicated
+        "0002 23 08 00000006 01 000000"  # used, also the one that has just been begun; SCOPE 01b: of this unit
+    )
+
+
+def test_resource_count_has_thirty_two_bits(metered) -> None:
+    metered.space = Space(0, 1 << 63)
+    assert metered.run(sense(0x0C))[8:12] == b"\xff" * 4
+
+
+def test_page_of_a_metered_unit_is_listed(metered) -> None:
+    assert metered.run(sense(0x00)) == bytes.fromhex("00 00 0005 00 02 03 0c 19")
+
+
+def test_device_that_cannot_tell_just_now_fails_the_command(metered) -> None:
+    metered.space = BlockError(Fault.NOT_READY)
+    with pytest.raises(BlockError):
+        metered.run(sense(0x0C))
+
+
+def test_device_that_cannot_tell_has_no_threshold_exponent(logged) -> None:
+    assert logged.run("12 01 b2 0008 00")[4] == 0
+
+
+@pytest.mark.parametrize(
+    ("blocks", "shift", "exponent"),
+    [(1, 9, 11), (1 << 30, 9, 11), (1 << 30, 12, 8), (1, 16, 4), (1 << 43, 9, 11), ((1 << 43) + 1, 9, 12)],
+)
+def test_threshold_sets_are_counted_in_thirty_two_bits(blocks: int, shift: int, exponent: int) -> None:
+    assert _threshold_exponent(blocks, shift) == exponent
+    assert blocks >> exponent <= 1 << 32
 
 
 # -- the CDB: SPC-4 6.7 -----------------------------------------------------------------------------------------------

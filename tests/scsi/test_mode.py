@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable
 
 import pytest
 
-from iscsid.scsi.mode import PAGES, ModeState
+from iscsid.block.device import Space
+from iscsid.block.guard import Guarded
+from iscsid.scsi.lu import LogicalUnit
+from iscsid.scsi.mode import ModeState, fitted, pages_of
+from iscsid.scsi.mode_select import UnitFacts
 from iscsid.scsi.sense import Reason
 
 RECOVERY = bytes.fromhex("01 0a") + bytes(10)  # SBC-3 6.5.8
@@ -17,7 +22,11 @@ CACHING = bytes.fromhex("08 12 04") + bytes(17)  # SBC-3 6.5.5: WCE 1, RCD 0
 CACHING_NOT_VOLATILE = bytes.fromhex("08 12 00") + bytes(17)
 CONTROL = bytes.fromhex("0a 0a 20 10") + bytes(8)  # SPC-4 7.5.8: TST 001b, D_SENSE 0; QUEUE ALGORITHM MODIFIER 1h
 EXCEPTIONS = bytes.fromhex("1c 0a 08") + bytes(9)  # SPC-4 7.5.11: DEXCPT
+EXTENSION = bytes.fromhex("4a 01 001c 01") + bytes(27)  # SPC-4 7.5.9: TCMOS 0, SCSIP 0, IALUAE 1
 ALL = RECOVERY + DISCONNECT + CACHING + CONTROL + EXCEPTIONS
+ALL_WITH_SUBPAGES = RECOVERY + DISCONNECT + CACHING + CONTROL + EXTENSION + EXCEPTIONS
+PLAIN_FACTS = UnitFacts(2048, 512, volatile=True)
+CODES = sorted({code for code, _ in pages_of(PLAIN_FACTS)})
 SHORT = bytes.fromhex("00000800 00 000200")  # 2048 blocks of 512 bytes (SBC-3 6.5.2.2)
 LONG = bytes.fromhex("0000000000000800 00000000 00000200")  # SBC-3 6.5.2.3
 
@@ -88,26 +97,38 @@ def test_mode_sense_is_cut_to_the_allocation_length(unit, length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "expected"),
-    [(0x01, RECOVERY), (0x02, DISCONNECT), (0x08, CACHING), (0x0A, CONTROL), (0x1C, EXCEPTIONS)],
+    ("key", "expected"),
+    [
+        ((0x01, 0x00), RECOVERY),
+        ((0x02, 0x00), DISCONNECT),
+        ((0x08, 0x00), CACHING),
+        ((0x0A, 0x00), CONTROL),
+        ((0x1C, 0x00), EXCEPTIONS),
+        ((0x01, 0xFF), RECOVERY),
+        ((0x0A, 0x01), EXTENSION),
+        ((0x0A, 0xFF), CONTROL + EXTENSION),
+        ((0x1C, 0xFF), EXCEPTIONS),
+    ],
 )
-@pytest.mark.parametrize("subpage", [0x00, 0xFF])
-def test_one_page_alone(unit, code: int, expected: bytes, subpage: int) -> None:
+def test_one_page_alone(unit, key: tuple[int, int], expected: bytes) -> None:
+    code, subpage = key
     assert unit.run(sense_6(code, subpage=subpage))[12:] == expected
     assert unit.run(sense_10(code, subpage=subpage))[16:] == expected
 
 
 def test_all_pages_are_those_of_the_table(unit) -> None:
-    assert unit.run(sense_6(0x3F, subpage=0xFF))[12:] == ALL
-    assert [code for code, _ in split(ALL)] == sorted(PAGES)
+    assert unit.run(sense_6(0x3F, subpage=0xFF))[12:] == ALL_WITH_SUBPAGES
+    assert [key for key, _ in split(ALL_WITH_SUBPAGES)] == sorted(pages_of(PLAIN_FACTS))
 
 
-def split(pages: bytes) -> list[tuple[int, bytes]]:
+def split(pages: bytes) -> list[tuple[tuple[int, int], bytes]]:
     found, at = [], 0
     while at < len(pages):
-        size = pages[at + 1]
-        found.append((pages[at], pages[at + 2 : at + 2 + size]))
-        at += 2 + size
+        spf = pages[at] & 0x40
+        head = 4 if spf else 2
+        size = int.from_bytes(pages[at + head // 2 : at + head], "big")
+        found.append(((pages[at] & 0x3F, pages[at + 1] if spf else 0), pages[at + head : at + head + size]))
+        at += head + size
     return found
 
 
@@ -163,21 +184,31 @@ def test_saved_values_are_told_where_they_can_be_saved(unit) -> None:
     assert unit.run(sense_6(0x08))[12:] == bytes.fromhex("88 12 04") + bytes(17)
 
 
-@pytest.mark.parametrize("state", [ModeState(*bits) for bits in itertools.product((False, True), repeat=3)])
+@pytest.mark.parametrize("state", [ModeState(*bits) for bits in itertools.product((False, True), repeat=5)])
 def test_state_survives_being_written_as_json(state: ModeState) -> None:
     assert ModeState.from_plain(json.loads(json.dumps(state.to_plain()))) == state
+    counted = dataclasses.replace(state, threshold_count=0xFFFFFFFF)
+    assert ModeState.from_plain(json.loads(json.dumps(counted.to_plain()))) == counted
 
 
 @pytest.mark.parametrize(
     "plain",
-    [{}, {"wce": True}, {"wce": 1, "swp": False, "d_sense": False}, {**ModeState().to_plain(), "tas": True}],
+    [
+        {},
+        {"wce": True},
+        {**ModeState().to_plain(), "wce": 1},
+        {**ModeState().to_plain(), "tas": True},
+        {**ModeState().to_plain(), "threshold_count": True},
+        {**ModeState().to_plain(), "threshold_count": -1},
+        {**ModeState().to_plain(), "threshold_count": 1 << 32},
+    ],
 )
 def test_what_is_no_state_is_refused(plain: dict) -> None:
     with pytest.raises(ValueError, match="no mode state"):
         ModeState.from_plain(plain)
 
 
-@pytest.mark.parametrize("code", [0x3F, *PAGES])
+@pytest.mark.parametrize("code", [0x3F, *CODES])
 def test_nothing_can_be_changed_where_there_is_no_mode_select(unit, code: int) -> None:
     unit.lu.commands = tuple(command for command in unit.lu.commands if "MODE_SELECT" not in command.name)
     current, changeable = unit.run(sense_6(code))[12:], unit.run(sense_6(0x40 | code))[12:]
@@ -187,26 +218,72 @@ def test_nothing_can_be_changed_where_there_is_no_mode_select(unit, code: int) -
     assert not any(itertools.chain.from_iterable(payload for _, payload in split(changeable)))
 
 
-@pytest.mark.parametrize("code", [0x3F, *PAGES])
+@pytest.mark.parametrize("code", [0x3F, *CODES])
 def test_default_values_are_the_current_ones(unit, code: int) -> None:
     assert unit.run(sense_6(0x80 | code)) == unit.run(sense_6(code))
 
 
-@pytest.mark.parametrize("code", [0x3F, *PAGES, 0x11])
+@pytest.mark.parametrize("code", [0x3F, *CODES, 0x11])
 def test_saved_values_do_not_exist(unit, code: int) -> None:
     for cdb in (sense_6(0xC0 | code), sense_10(0xC0 | code)):
         assert unit.refusal(cdb).reason is Reason.SAVING_PARAMETERS_NOT_SUPPORTED  # SPC-4 6.11.5
 
 
-@pytest.mark.parametrize("code", [code for code in range(0x3F) if code not in PAGES])
+@pytest.mark.parametrize("code", [code for code in range(0x3F) if code not in CODES])
 def test_page_that_is_not_there_is_refused(unit, code: int) -> None:
     for cdb in (sense_6(code), sense_10(code, subpage=0xFF)):
         error = unit.refusal(cdb)
         assert (error.reason, error.field, error.bit) == (Reason.INVALID_FIELD_IN_CDB, 2, 5)
 
 
-@pytest.mark.parametrize("subpage", [0x01, 0x02, 0xFE])
-@pytest.mark.parametrize("code", [0x0A, 0x3F])
+@pytest.mark.parametrize("subpage", [0x02, 0xFE])
+@pytest.mark.parametrize("code", [0x0A, 0x1C, 0x3F])
 def test_subpage_that_is_not_there_is_refused(unit, code: int, subpage: int) -> None:
     error = unit.refusal(sense_10(code, subpage=subpage))
     assert (error.reason, error.field) == (Reason.INVALID_FIELD_IN_CDB, 3)
+
+
+# -- how full the medium is: SBC-3 4.7.3.7 ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def metered(unit):
+    """A unit whose device tells how full its medium is."""
+
+    class Metered(type(unit.memory)):
+        def space(self) -> Space:
+            return Space(0, 1 << 30)
+
+    memory = Metered(2048, 512, (), {"discard_zeroes": True})
+    unit.lu = LogicalUnit(Guarded(memory), unit.lu.identity)
+    return unit
+
+
+def test_threshold_page_byte_by_byte(metered) -> None:
+    metered.lu.mode_state = ModeState(lbpere=True, threshold_enabled=True, threshold_count=0x01020304)
+    page = metered.run(sense_6(0x1C, subpage=0x02))[12:]
+    assert (
+        page
+        == bytes.fromhex(
+            "5c 02 0014"  # SPF 1, PAGE CODE; SUBPAGE CODE; PAGE LENGTH
+            "00" + "00" * 11 + "80"  # SITUA 0; reserved; ENABLED 1, THRESHOLD TYPE 000b, THRESHOLD ARMING 000b
+            "01 0000"  # THRESHOLD RESOURCE: available; reserved
+            "01020304"  # THRESHOLD COUNT
+        )
+    )
+    assert metered.run(sense_6(0x01))[12:] == bytes.fromhex("01 0a 00 00 00 00 00 80 00 00 00 00")  # LBPERE
+    changeable = metered.run(sense_6(0x5C, subpage=0x02))[12:]
+    assert changeable == bytes.fromhex("5c 02 0014" + "00" * 12 + "80 00 0000 ffffffff")
+
+
+def test_saved_threshold_has_ps(metered) -> None:
+    metered.lu.saved_mode_state = ModeState(threshold_count=7)
+    page = metered.run(sense_6(0xDC, subpage=0x02))[12:]
+    assert page[0] == 0xDC and page[-4:] == bytes.fromhex("00000007")
+
+
+def test_state_is_fitted_to_what_the_unit_has() -> None:
+    everything = ModeState(True, True, True, True, True, 9)
+    assert fitted(everything, UnitFacts(1, 512, volatile=True, metered=True)) == everything
+    assert fitted(everything, UnitFacts(1, 512, volatile=False, metered=True)).wce is False
+    assert fitted(everything, UnitFacts(1, 512, volatile=True)) == ModeState(True, True, True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from iscsid.errors import ScsiError
-from iscsid.scsi.mode import PAGES, ModeState
+from iscsid.scsi.mode import ModeState, pages_of
 from iscsid.scsi.mode_select import UnitFacts, apply, parameter_list_length, saves
 from iscsid.scsi.sense import Reason
 
@@ -26,6 +26,15 @@ NO_CACHE = bytes.fromhex("08 12 00") + bytes(17)
 CONTROL = bytes.fromhex("0a 0a 20 10") + bytes(8)
 SWP = bytes.fromhex("0a 0a 20 10 08") + bytes(7)
 D_SENSE = bytes.fromhex("0a 0a 24 10 00") + bytes(7)
+
+
+FULL = UnitFacts(blocks=2048, block_size=512, volatile=True, metered=True)
+THRESHOLD = bytes.fromhex("5c 02 0014" + "00" * 12 + "80 01 0000 00000100")
+
+
+def with_header(key: tuple[int, int], payload: bytes) -> bytes:
+    code, subpage = key
+    return bytes((0x40 | code, subpage, 0, len(payload)) if subpage else (code, len(payload))) + payload
 
 
 def select_6(data: bytes, flags: int = 0x10) -> bytes:
@@ -82,11 +91,23 @@ def test_pages_make_the_state_that_they_show(pages: bytes, after: ModeState) -> 
     assert selected(pages) == after
 
 
-@pytest.mark.parametrize("before", [ModeState(*bits) for bits in itertools.product((False, True), repeat=3)])
-@pytest.mark.parametrize("after", [ModeState(*bits) for bits in itertools.product((False, True), repeat=3)])
+@pytest.mark.parametrize("before", [ModeState(*bits) for bits in itertools.product((False, True), repeat=5)][::5])
+@pytest.mark.parametrize("after", [ModeState(*bits) for bits in itertools.product((False, True), repeat=5)][::3])
 def test_what_mode_sense_writes_mode_select_reads(before: ModeState, after: ModeState) -> None:
-    pages = b"".join(bytes((code, len(page.constant))) + page.payload(after) for code, page in PAGES.items())
-    assert selected(pages, before) == after
+    after = dataclasses.replace(after, threshold_count=0x12345678)
+    pages = b"".join(with_header(key, page.payload(after)) for key, page in pages_of(FULL).items())
+    assert selected(pages, before, FULL) == after
+
+
+def test_threshold_is_set_where_there_is_one() -> None:
+    after = selected(THRESHOLD + bytes.fromhex("01 0a 00 00 00 00 00 80 00 00 00 00"), START, FULL)
+    assert after == dataclasses.replace(START, lbpere=True, threshold_enabled=True, threshold_count=0x100)
+    assert refused_pages(THRESHOLD) == (Reason.INVALID_FIELD_IN_PARAMETER_LIST, 1, None)
+
+
+def test_state_of_another_device_does_not_stand_in_the_way() -> None:
+    facts = dataclasses.replace(FACTS, volatile=False)
+    assert selected(NO_CACHE, ModeState(wce=True, lbpere=True), facts) == ModeState()
 
 
 def test_page_leaves_alone_what_it_does_not_show() -> None:
@@ -200,7 +221,12 @@ INVALID, LENGTH = Reason.INVALID_FIELD_IN_PARAMETER_LIST, Reason.PARAMETER_LIST_
         ("0a 0c 20 10" + "00" * 10, 1, None),
         ("11 0a" + "00" * 10, 0, 5),  # no such page
         ("3f 0a" + "00" * 10, 0, 5),
-        ("4a 01 0000" + "00" * 8, 0, 6),  # SPF: there is no subpage
+        ("4a 02 0000" + "00" * 8, 1, None),  # SPF: no such subpage
+        ("4a 00 0000" + "00" * 8, 1, None),
+        ("48 01 0000" + "00" * 8, 1, None),
+        ("4a 01 001b 01" + "00" * 26, 2, None),  # PAGE LENGTH
+        ("4a 01 001c 00" + "00" * 27, 4, 0),  # IALUAE
+        ("5c 02 0014" + "00" * 12 + "00 01 0000 00000000", 1, None),  # without what tells how full the medium is
         ("08 12 00" + "00" * 17 + "0a 0a 00 10" + "00" * 8, 22, 5),  # the second page, after one that is right
     ],
 )
@@ -208,18 +234,19 @@ def test_what_cannot_be_changed_is_pointed_at(pages: str, field: int, bit: int |
     assert refused_pages(bytes.fromhex(pages)) == (INVALID, field, bit)
 
 
-@pytest.mark.parametrize("code", sorted(PAGES))
-def test_every_bit_that_is_not_changeable_is_refused(code: int) -> None:
-    page = PAGES[code]
-    present, mask = page.payload(START), page.changeable(volatile=True)
+@pytest.mark.parametrize("key", sorted(pages_of(FULL)))
+def test_every_bit_that_is_not_changeable_is_refused(key: tuple[int, int]) -> None:
+    page = pages_of(FULL)[key]
+    present, mask = page.payload(START), page.changeable(FULL)
+    head = 4 if key[1] else 2
     for byte, bit in itertools.product(range(len(present)), range(8)):
         wanted = bytearray(present)
         wanted[byte] ^= 1 << bit
-        pages = bytes((code, len(wanted))) + wanted
+        pages = with_header(key, bytes(wanted))
         if mask[byte] >> bit & 1:
-            assert selected(pages) != START
+            assert selected(pages, START, FULL) != START
         else:
-            assert refused_pages(pages) == (INVALID, 2 + byte, bit)
+            assert refused_pages(pages, FULL) == (INVALID, head + byte, bit)
 
 
 def test_wce_cannot_be_set_where_there_is_no_cache() -> None:

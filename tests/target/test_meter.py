@@ -17,7 +17,7 @@ def seat() -> Any:
 
 @pytest.fixture
 def counters() -> SimpleNamespace:
-    return SimpleNamespace(read_bytes=0, written_bytes=0)
+    return SimpleNamespace(read_bytes=0, written_bytes=0, commands=0, write_commands=0, other_commands=0)
 
 
 def test_bytes_go_to_the_unit_whose_turn_it_was(counters: SimpleNamespace) -> None:
@@ -53,3 +53,14 @@ def test_what_went_nowhere_is_told_of_no_unit(counters: SimpleNamespace) -> None
     meter.turn(only)
     meter.settle()
     assert only[0].tally == Figures()
+
+
+def test_read_commands_are_those_that_are_neither_writes_nor_others(counters: SimpleNamespace) -> None:
+    meter, first, second = Meter(counters), seat(), seat()
+    meter.turn(first)
+    counters.commands, counters.write_commands, counters.other_commands = 10, 3, 2
+    meter.turn(second)
+    counters.commands, counters.write_commands = 14, 4
+    meter.settle()
+    assert (first[0].tally.read_commands, first[0].tally.write_commands) == (5, 3)
+    assert (second[0].tally.read_commands, second[0].tally.write_commands) == (3, 1)
