@@ -216,4 +216,5 @@ def _count(lu: LogicalUnit, figure: str, control: int) -> int:
     if control != _CUMULATIVE_VALUES:
         return 0 if control == _DEFAULT_CUMULATIVE_VALUES else _LARGEST
     assert lu.figures is not None  # without it the unit has no LOG SENSE
-    return min(getattr(lu.figures(), figure), _LARGEST)
+    cumulative: int = getattr(lu.figures(), figure)
+    return min(cumulative, _LARGEST)

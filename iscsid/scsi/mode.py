@@ -179,7 +179,7 @@ def pages_of(facts: Facts) -> dict[tuple[int, int], Page]:
 
 def fitted(state: ModeState, facts: Facts) -> ModeState:
     """Return ``state`` without what the unit has no use for: it may have been saved when there was another device."""
-    useless = {
+    useless: dict[str, Any] = {
         field.name: False if field.width == 1 else 0
         for key, page in PAGES.items()
         for field in page.fields
