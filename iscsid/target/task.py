@@ -22,6 +22,7 @@ Submit = Callable[[Run, Done], None]
 It never calls ``done`` before it returns.
 """
 
+
 class Authority(Protocol):
     """Where the state is kept that several workers share; ``done`` is called later, in the worker's loop."""
 

@@ -137,7 +137,7 @@ def test_totals_keep_what_closed_sessions_have_done(quick: None, worker: Running
     initiator.write(0, ONES)
     initiator.close()
     worker.wait_for(SessionClosed)
-    assert worker.wait_for(Beat, connections=0, commands=1, written_bytes=BLOCK, read_bytes=0)
+    assert worker.wait_for(Beat, connections=0, commands=2, written_bytes=BLOCK, read_bytes=0)
 
 
 @pytest.mark.parametrize("part", [Initiator.close, Initiator.reset])

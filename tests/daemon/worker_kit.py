@@ -196,10 +196,10 @@ class Running:
         self.channel.send(Connect(tsih, NAME, initiator.isid, TARGET, f"{host}:{port}", portal), theirs.detach())
         return initiator
 
-    def log_in(self, tsih: int = 1, **options: Any) -> Initiator:
-        """An initiator in full feature phase."""
+    def log_in(self, tsih: int = 1, *, greeted: bool = True, **options: Any) -> Initiator:
+        """An initiator in full feature phase; see ``Initiator.log_in``."""
         initiator = self.connect(tsih, **options)
-        initiator.log_in()
+        initiator.log_in(greeted=greeted)
         return initiator
 
     def link_of(self, initiator: Initiator) -> Any:
@@ -269,6 +269,7 @@ class Initiator:
         self.tag = 0
         self.answers_pings = True
         self.pings = 0
+        self.greeting: tuple[int, bytes] | None = None  # the answer to the first command
         self._pdus: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -328,13 +329,19 @@ class Initiator:
 
     # --- the session ------------------------------------------------------------------------------------------------
 
-    def log_in(self) -> None:
-        """Go to full feature phase. Raises LoginFailed."""
+    def log_in(self, *, greeted: bool = True) -> None:
+        """Go to full feature phase, and have the unit attention of LUN 0 behind it. Raises LoginFailed.
+
+        Not ``greeted``: without the latter, where nothing is executed yet.
+        """
         requests = [self.login.start()]
         while requests:
             self.send(*requests)
             requests = self.login.receive(self.receive())
         self.establish()
+        if greeted and not self.login.parameters.discovery:
+            self.send(self.command(bytes(6)))
+            self.greeting = self.status()
 
     def establish(self) -> None:
         """The login is done: go on with its numbers."""

@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from e2e_server import TARGET
@@ -68,8 +68,10 @@ class Initiator:
         *,
         source: str | None = None,
         login: bool = True,
+        luns: Sequence[int] = (0,),
     ) -> None:
         self.name = name
+        self.luns = luns  # where to have the first unit attention behind after a login
         self.isid = struct.pack(">BHBH", 0x80, os.getpid() & 0xFFFF, 0, next(_isids))
         self.cmd_sn = 1
         self.exp_stat_sn = 0
@@ -167,6 +169,9 @@ class Initiator:
             raise Refused(status)
         assert head[1] & 0x83 == 0x83, "one Login Request was enough"
         self.exp_stat_sn = int.from_bytes(head[24:28], "big") + 1
+        for lun in self.luns:
+            status, sense = self.command(bytes(6), lun=lun)
+            assert status == 2 and sense[4] & 0xF == 6, "a session begins with a unit attention"
 
     def command_pdu(self, cdb: bytes, data_out: bytes = b"", expect: int = 0, lun: int = 0) -> bytes:
         """A SCSI Command with all its data-out immediate; takes a tag and a CmdSN."""

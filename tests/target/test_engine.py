@@ -32,14 +32,17 @@ from iscsid.errors import RejectError, RemoteProtocolError, ScsiError
 from iscsid.scsi.const import Status
 from iscsid.scsi.lu import LogicalUnit
 from iscsid.scsi.plan import Ask
+from iscsid.scsi.sanitize import Sanitize
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId
 from iscsid.target.data_in import MAX_PIECES, QUEUE_LIMIT
 from iscsid.target.engine import INLINE_COST
 from iscsid.text.codec import build, parse
 from iscsid.text.keys import KEYS
-from iscsid.wire.const import FINAL, READ, WRITE, RejectReason, TmfFunction, TmfResponse
+from iscsid.wire.const import FINAL, READ, WRITE, LogoutReason, RejectReason, TmfFunction, TmfResponse
 from iscsid.wire.pdu import (
+    LogoutRequest,
+    LogoutResponse,
     NopOut,
     Reject,
     ScsiCommand,
@@ -841,6 +844,61 @@ def test_session_that_ends_while_a_change_waits_for_its_pool_calls_still_lets_it
     assert stopped == []
     session.pool.finish()
     assert stopped == [True]
+
+
+REFUSAL = ScsiError(Reason.SANITIZE_IN_PROGRESS)
+
+
+def _refuse(session: Session) -> list[bool]:
+    """A sanitize operation of the first unit begins."""
+    stopped: list[bool] = []
+    disk, _ = session.engine._seats[0]
+    disk.sanitize = Sanitize(False, False)
+    session.engine.update(disk, (), (), lambda: stopped.append(True), REFUSAL)
+    return stopped
+
+
+def test_commands_that_the_new_state_refuses_end_with_it_when_they_have_stopped() -> None:
+    session = Session(Memory(), more=[Memory()])
+    session.read(1, 0, 8)
+    session.read(2, 0, 8, lun=raw_lun(1))
+    stopped = _refuse(session)
+    assert stopped == []
+    session.pool.finish()
+    assert stopped == [True]
+    outcome = session.outcome(1)
+    assert outcome.status == 0x02
+    assert outcome.reason is Reason.SANITIZE_IN_PROGRESS
+    session.pool.finish()
+    assert session.outcome(2).status == GOOD
+    session.assert_idle()
+
+
+def test_command_that_waits_for_its_data_ends_at_once_with_what_the_new_state_says() -> None:
+    session = Session(offers={"InitialR2T": "Yes"})
+    session.write(1, 0, bytes(8192), immediate=0)
+    assert _refuse(session) == [True]
+    assert session.outcome(1).status == 0x02
+    session.assert_idle()
+
+
+def test_command_that_waits_for_the_authority_is_left_to_it(asking: Callable[..., Session]) -> None:
+    session = asking()
+    session.command(TEST_UNIT_READY, tag=1)
+    assert _refuse(session) == [True]
+    assert not session.hear()
+    session.authority.answer(REFUSAL)
+    assert session.outcome(1).status == 0x02
+
+
+def test_session_that_ends_meanwhile_is_told_nothing() -> None:
+    session = Session(Memory())
+    session.read(1, 0, 8)
+    stopped = _refuse(session)
+    session.engine.close()
+    session.pool.finish()
+    assert stopped == [True]
+    assert not session.engine.connection.outbox.queued
 
 
 # --- what a unit has moved --------------------------------------------------------------------------------------------
