@@ -5,7 +5,8 @@ other, so that whatever refuses a command to the initiator (a reservation, write
 refuses the copy, whenever it comes up. It takes no unit attention from the initiator: the copy does not see them.
 
 A piece holds the lock of one serialised device at a time, never of two: copies in both directions cannot wait for each
-other.
+other. What is written is held (``Guarded.exclusive``) from the plan to the end of the write: a piece is no task of the
+unit that it writes to, so this is how a sanitize operation there knows that none is under way.
 """
 
 from __future__ import annotations
@@ -86,19 +87,21 @@ def read(party: Party, offset: int, buffer: memoryview) -> None:
 def write(party: Party, offset: int, data: memoryview) -> None:
     """Write ``data`` at byte ``offset``. Raises what a WRITE(16) would end with."""
     unit = party.unit
-    plan = _plan(_WRITE, party, offset, len(data))
-    assert isinstance(plan, Write)
-    with unit.device.lock:
-        unit.device.write(data, plan.offset, plan.fua)
+    with unit.device.exclusive(offset, len(data)):
+        plan = _plan(_WRITE, party, offset, len(data))
+        assert isinstance(plan, Write)
+        with unit.device.lock:
+            unit.device.write(data, plan.offset, plan.fua)
 
 
 def write_zeroes(party: Party, offset: int, length: int) -> None:
     """Make the range read as zeros, deallocated where the medium can do that."""
     unit = party.unit
-    plan = _plan(_WRITE, party, offset, length)
-    assert isinstance(plan, Write)
-    with unit.device.lock:
-        unit.device.write_zeroes(plan.offset, length, may_unmap=unit.thin, fua=plan.fua)
+    with unit.device.exclusive(offset, length):
+        plan = _plan(_WRITE, party, offset, length)
+        assert isinstance(plan, Write)
+        with unit.device.lock:
+            unit.device.write_zeroes(plan.offset, length, may_unmap=unit.thin, fua=plan.fua)
 
 
 def check(party: Party, offset: int, length: int, *, writes: bool) -> None:

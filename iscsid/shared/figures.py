@@ -20,6 +20,7 @@ _FIELDS: Final = tuple(field.name for field in dataclasses.fields(Figures))
 class FigureTable:
     """The lines of ``workers`` workers for ``units``, the serial numbers of all logical units.
 
+    Behind those of the workers is one line more, in which the worker that sanitizes a unit tells how far it is.
     ``memory`` has at least ``size`` bytes, all 0 at first, and is shared by all processes that have the table.
     """
 
@@ -31,7 +32,7 @@ class FigureTable:
     @staticmethod
     def size(workers: int, units: Sequence[str]) -> int:
         """How many bytes of memory the table needs; never 0."""
-        return max(1, workers * len(set(units))) * LINE
+        return max(1, (workers + 1) * len(set(units))) * LINE
 
     def store(self, worker: int, unit: str, figures: Figures) -> None:
         """Replace the line of ``worker`` for ``unit``. Each number is stored as a whole: no reader sees half of one."""
@@ -48,8 +49,29 @@ class FigureTable:
         """The sum over all workers."""
         return added(self.row(worker, unit) for worker in range(self._workers))
 
+    def gauge(self, unit: str) -> Gauge:
+        """How far the sanitize operation of ``unit`` is."""
+        return Gauge(self._cells, self._start(self._workers, unit))
+
     def _start(self, worker: int, unit: str) -> int:
         return (worker * len(self._columns) + self._columns[unit]) * (LINE // _CELL)
+
+
+class Gauge:
+    """One number that one worker at a time writes, and that all read (``scsi.sanitize.Gauge``)."""
+
+    def __init__(self, cells: memoryview, at: int) -> None:
+        self._cells = cells
+        self._at = at
+
+    @property
+    def value(self) -> int:
+        number: int = self._cells[self._at]
+        return number
+
+    @value.setter
+    def value(self, number: int) -> None:
+        self._cells[self._at] = number
 
 
 class Ledger:

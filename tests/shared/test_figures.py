@@ -16,10 +16,18 @@ def table(workers: int, *units: str) -> FigureTable:
 
 
 @pytest.mark.parametrize(
-    ("workers", "units", "lines"), [(1, ["a"], 1), (4, ["a", "b", "c"], 12), (2, ["a", "a"], 2), (3, [], 1)]
+    ("workers", "units", "lines"), [(1, ["a"], 2), (4, ["a", "b", "c"], 15), (2, ["a", "a"], 3), (3, [], 1)]
 )
-def test_size_is_a_line_for_each_worker_and_unit(workers: int, units: list[str], lines: int) -> None:
+def test_size_is_a_line_for_each_worker_and_one_more_for_each_unit(workers: int, units: list[str], lines: int) -> None:
     assert FigureTable.size(workers, units) == lines * LINE
+
+
+def test_gauge_of_a_unit_is_read_by_all_and_touches_no_figures() -> None:
+    shared = table(2, "a", "b")
+    assert shared.gauge("b").value == 0
+    shared.gauge("b").value = 0x8000
+    assert (shared.gauge("a").value, shared.gauge("b").value) == (0, 0x8000)
+    assert shared.total("a") == shared.total("b") == Figures()
 
 
 def test_table_begins_with_nothing() -> None:

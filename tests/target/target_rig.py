@@ -129,9 +129,11 @@ class FakeAuthority:
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
         self.resets: list[tuple[Any, ...]] = []
+        self.withdrawn: list[tuple[Any, ...]] = []
 
-    def ask(self, *request: Any) -> None:
+    def ask(self, *request: Any) -> Callable[[], None]:
         self.asked.append(request)
+        return lambda: self.withdrawn.append(request)
 
     def reset(self, *request: Any) -> None:
         self.resets.append(request)
