@@ -356,6 +356,8 @@ class InitiatorSession:
             task = queue.popleft()
             task.deadline = now + task.timeout
             connection.start(task)
+        if queue and not connection.tasks and not connection.window_open and not connection.pinged:
+            connection.ping()  # the last answer went out before its command left the window: ask where it is now
         self._maybe_leave(connection, now)
 
     def _maybe_leave(self, connection: InitiatorConnection, now: float) -> None:
