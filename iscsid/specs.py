@@ -44,12 +44,12 @@ class LunSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     block_size: int = 0
     readonly: bool = False
-    removable: bool = False
-    loaded: bool = True
     serial: str = ""
     vendor: str = "ISCSID"
     product: str = "VIRTUAL-DISK"
     layers: tuple[LayerSpec, ...] = ()
+    removable: bool = False
+    loaded: bool = True
 
 
 ACCESS_STATES = ("active/optimized", "active/non-optimized", "standby", "unavailable", "offline", "transitioning")

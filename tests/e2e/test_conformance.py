@@ -22,10 +22,13 @@ FAMILIES = (
     "GetLBAStatus",
     "Inquiry",
     "Mandatory",
+    "MultipathIO",
     "ModeSense6",
+    "NoMedia",
     "OrWrite",
     "Prefetch10",
     "Prefetch16",
+    "PreventAllow",
     "Read6",
     "Read10",
     "Read12",
@@ -34,7 +37,9 @@ FAMILIES = (
     "ReadCapacity16",
     "ReadDefectData10",
     "ReadDefectData12",
+    "ReadOnly",
     "ReportSupportedOpcodes",
+    "Sanitize",
     "StartStopUnit",
     "TestUnitReady",
     "Unmap",
@@ -88,7 +93,7 @@ def parse_report(output: str) -> Report:
 
 
 def run_family(url: str, family: str, *words: str) -> Report:
-    command = ("iscsi-test-cu", "--dataloss", "--verbose", f"--test=ALL.{family}", *words, url)
+    command = ("iscsi-test-cu", "--dataloss", "--allow-sanitize", "--verbose", f"--test=ALL.{family}", *words, url)
     return parse_report(run_judge(*command, timeout=100, check=False))
 
 
@@ -115,8 +120,13 @@ def a_lun(backend: str, folder: Path, **options: Any) -> dict[str, Any]:
     return {"backend": backend, "size": "256 MiB", **place, **BACKENDS[backend], **options}
 
 
+SKIPPED: set[str] = set()  # lines of the table that some run has printed
+CHECKED: set[str] = set()  # families and back ends whose runs were looked at
+
+
 def check_report(report: Report) -> None:
     skips = documented_skips()
+    SKIPPED.update(line for line in skips if any(skip.startswith(line) for skip in report.skips))
     assert report.total > 0
     assert (report.failed, report.failures) == (0, [])
     assert report.ran == report.total
@@ -130,6 +140,7 @@ def test_family_passes_and_skips_nothing_undocumented(
     start: StartServer, tmp_path: Path, family: str, backend: str
 ) -> None:
     check_report(run_family(start([a_lun(backend, tmp_path)]).url(), family))
+    CHECKED.add(f"{family} {backend}")
 
 
 @pytest.mark.judge("iscsi-test-cu")
@@ -148,6 +159,12 @@ def test_family_for_protected_media_runs(start: StartServer, tmp_path: Path) -> 
     report = run_family(start([a_lun("ram", tmp_path, readonly=True)]).url(), "ReadOnly")
     check_report(report)
     assert set(report.skips) == {"UNMAP is not implemented."}
+
+
+def test_every_documented_skip_is_one_of_some_run() -> None:
+    if len(CHECKED) < len(FAMILIES) * len(BACKENDS):
+        pytest.skip("not every family has run and passed here")
+    assert set(documented_skips()) - SKIPPED == set()
 
 
 def test_every_documented_skip_has_its_reason_once() -> None:
