@@ -869,7 +869,6 @@ def test_commands_that_the_new_state_refuses_end_with_it_when_they_have_stopped(
     outcome = session.outcome(1)
     assert outcome.status == 0x02
     assert outcome.reason is Reason.SANITIZE_IN_PROGRESS
-    session.pool.finish()
     assert session.outcome(2).status == GOOD
     session.assert_idle()
 
