@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from iscsid import __version__, config
+from iscsid import __version__, config, values
+from iscsid.cli_image import image
 from iscsid.daemon.control import ControlError, ask
 from iscsid.daemon.errors import StartError
 from iscsid.errors import ConfigError, IscsidError
@@ -83,12 +84,15 @@ def main() -> None:
     """
 
 
+main.add_command(image)
+
+
 # -- serve and check ---------------------------------------------------------------------------------------------------
 
 
-def _read_portals(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[PortalSpec, ...]:
+def _read_portals(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> tuple[PortalSpec, ...]:
     try:
-        return tuple(config.portal(value) for value in values)
+        return tuple(values.portal(text) for text in texts)
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from error
 
@@ -345,12 +349,12 @@ def print_started(console: Console, spec: ServerSpec, portals: Sequence[str], wo
 
 
 def _is_loopback(portal: str) -> bool:
-    return ipaddress.ip_address(config.portal(portal).host).is_loopback
+    return ipaddress.ip_address(values.portal(portal).host).is_loopback
 
 
 def connecting(portal: str, target: str, lun: int) -> list[tuple[str, list[str]]]:
     """How to use a unit from elsewhere: headings, and the lines to paste under each."""
-    spec = config.portal(portal)
+    spec = values.portal(portal)
     if spec.host in ("0.0.0.0", "::"):
         spec = PortalSpec(platform.node() or "localhost", spec.port)
     where = str(spec)

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsid import __version__, cli, config
+from iscsid import __version__, cli, config, values
 from iscsid.cli import EXITS, Exit
 from iscsid.daemon import supervisor
 from iscsid.daemon.control import SOCKET_NAME, ControlError
@@ -253,8 +253,8 @@ def test_demo_is_what_a_configuration_could_say() -> None:
     spec, plugins = cli.demo()
     (target,) = spec.targets
     (lun,) = target.luns
-    assert config.iscsi_name(target.name) == target.name
-    assert config.folder(spec.runtime_dir) == spec.runtime_dir
+    assert values.iscsi_name(target.name) == target.name
+    assert values.folder(spec.runtime_dir) == spec.runtime_dir
     for key in ("serial", "vendor", "product"):
         assert config.LUN[key](getattr(lun, key)) == getattr(lun, key)
     assert set(plugins.backends) == {"ram"}
@@ -399,7 +399,7 @@ def test_lines_to_paste_name_an_address_that_can_be_reached(
     ],
 )
 def test_server_that_only_this_host_can_reach_says_so(served: dict[str, Any], portals: list[str], told: bool) -> None:
-    served["portals"] = tuple(map(config.portal, portals))
+    served["portals"] = tuple(map(values.portal, portals))
     assert ("Only this host can connect" in run("serve").output) is told
 
 

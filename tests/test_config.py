@@ -133,43 +133,6 @@ def test_units_with_one_serial_number_are_refused_unless_they_are_one_disk(tmp_p
     assert problems(ram) == ["target[0].lun[1].serial: A1 is the serial number of target[0].lun[0] too, another disk"]
 
 
-@pytest.mark.parametrize(
-    ("text", "portal"),
-    [
-        ("192.0.2.1", PortalSpec("192.0.2.1", 3260)),
-        ("192.0.2.1:3261", PortalSpec("192.0.2.1", 3261)),
-        ("0.0.0.0:0", PortalSpec("0.0.0.0", 0)),
-        ("::1", PortalSpec("::1", 3260)),
-        ("[::1]", PortalSpec("::1", 3260)),
-        ("[2001:DB8:0::1]:65535", PortalSpec("2001:db8::1", 65535)),
-        ("[fe80::1%eth0]:3260", PortalSpec("fe80::1%eth0", 3260)),
-        ("storage.example:3260", PortalSpec("storage.example", 3260)),
-        ("localhost", PortalSpec("localhost", 3260)),
-    ],
-)
-def test_portal_in_every_form_is_read(text: str, portal: PortalSpec) -> None:
-    assert config.portal(text) == portal
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", ":3260", "host:", "host:x", "host:65536", "host:-1", "host:٣", "[::1", "[::1]3260", "[::1]:", "[host]:1",
-     "1.2.3.4.5", "1.2.3:3260", "256.1.1.1", "::g", "a b:1", "-a:1", "a..b", "a_b", "[]:1", "1:2:3:4"],
-)  # fmt: skip
-def test_portal_in_no_known_form_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        config.portal(text)
-
-
-@given(st.text(max_size=30) | st.text(alphabet="[]:.0129af%x-", max_size=20))
-def test_any_portal_is_read_or_refused_by_value_error(text: str) -> None:
-    try:
-        spec = config.portal(text)
-    except ValueError:
-        return
-    assert config.portal(str(spec)) == spec
-
-
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
