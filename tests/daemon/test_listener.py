@@ -81,10 +81,10 @@ def test_no_portal_refuses_the_start() -> None:
 
 
 def test_host_without_ipv6_serves_the_other_portals(monkeypatch: pytest.MonkeyPatch) -> None:
-    def init(self: Listener, family: int, address: tuple[object, ...]) -> None:
+    def init(self: Listener, family: int, address: tuple[object, ...], tag: int) -> None:
         if family == socket.AF_INET6:
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported")
-        real(self, family, address)
+        real(self, family, address, tag)
 
     real = Listener.__init__
     monkeypatch.setattr(Listener, "__init__", init)
