@@ -225,7 +225,7 @@ def test_all_commands_with_timeouts(unit) -> None:
 
 def test_flags_say_what_is_there(unit) -> None:
     for opcode, action, flags, _length, _ in command_descriptors(unit.run(rsoc(0)), False):
-        assert flags == (0x01 if opcode in (0x48, 0x5E, 0x5F, 0x83, 0x84, 0x9E, 0xA3) else 0x00)
+        assert flags == (0x01 if opcode in (0x48, 0x5E, 0x5F, 0x83, 0x84, 0x9E, 0xA3, 0xA4) else 0x00)
         assert flags or not action
 
 
