@@ -19,7 +19,7 @@ from iscsid.initiator.commands import (
 )
 from iscsid.initiator.discovery import TargetPortal, TargetRecord
 from iscsid.initiator.disk import Disk, discover, open_disk
-from iscsid.initiator.file import DiskFile, open_file
+from iscsid.initiator.file import BufferedDiskFile, DiskFile, open_file
 from iscsid.initiator.task import Result, Task
 from iscsid.initiator.url import Credentials, Portal, parse_url
 from iscsid.scsi.reservation import Type as ReservationType
@@ -27,6 +27,7 @@ from iscsid.scsi.reservation import Type as ReservationType
 __all__ = [
     "BlockLimits",
     "BlockStatus",
+    "BufferedDiskFile",
     "Capacity",
     "Client",
     "Credentials",

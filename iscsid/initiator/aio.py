@@ -17,7 +17,7 @@ from iscsid.initiator import commands
 from iscsid.initiator.client import CONNECT_TIMEOUT, Place, place_of, prepare, random_nonce, send_queued
 from iscsid.initiator.commands import BlockStatus, Capacity, Inquiry, Registrations, Reservation
 from iscsid.initiator.discovery import TargetRecord, parse_targets
-from iscsid.initiator.disk import BLOCK_LIMITS, Buffer, management_text
+from iscsid.initiator.disk import BLOCK_LIMITS, Buffer, management_text, no_block_status
 from iscsid.initiator.session import InitiatorSession
 from iscsid.initiator.task import Management, Result, Task, TextExchange, Ticket
 from iscsid.initiator.unit import Unit
@@ -284,7 +284,11 @@ class AsyncDisk:
     async def block_status(self, offset: int = 0, length: int | None = None) -> AsyncIterator[BlockStatus]:
         end = self.size if length is None else offset + length
         while offset < end:
-            for extent in self._unit.extents(await self._data(self._unit.lba_status(offset)), offset, end):
+            try:
+                data = await self._data(self._unit.lba_status(offset))
+            except SenseError as error:
+                raise no_block_status(error) from error
+            for extent in self._unit.extents(data, offset, end):
                 yield extent
                 offset = extent.offset + extent.length
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Self
 
-from iscsid.errors import InitiatorError, ManagementFailed, SenseError
+from iscsid.errors import InitiatorError, ManagementFailed, SenseError, Unsupported
 from iscsid.initiator import commands
 from iscsid.initiator.client import Client, place_of
 from iscsid.initiator.commands import BlockStatus, Capacity, Inquiry, Registrations, Reservation
@@ -120,10 +120,14 @@ class Disk:
         self.client.run(self._unit.test_unit_ready())
 
     def block_status(self, offset: int = 0, length: int | None = None) -> Iterator[BlockStatus]:
-        """Yield which stretches are mapped, in order and without a gap (GET LBA STATUS)."""
+        """Yield which stretches are mapped, in order and without a gap; Unsupported without a map."""
         end = self.size if length is None else offset + length
         while offset < end:
-            for extent in self._unit.extents(self._data(self._unit.lba_status(offset)), offset, end):
+            try:
+                data = self._data(self._unit.lba_status(offset))
+            except SenseError as error:
+                raise no_block_status(error) from error
+            for extent in self._unit.extents(data, offset, end):
                 yield extent
                 offset = extent.offset + extent.length
 
@@ -320,6 +324,13 @@ class Disk:
 
     def _data(self, task: Task) -> memoryview:
         return self.client.run(task).result.data
+
+
+def no_block_status(error: SenseError) -> InitiatorError:
+    """What to raise where GET LBA STATUS failed: there may be no such command."""
+    if error.key == SenseKey.ILLEGAL_REQUEST:
+        return Unsupported("the target does not tell which blocks are mapped (GET LBA STATUS)")
+    return error
 
 
 def management_text(function: int, response: int) -> str:

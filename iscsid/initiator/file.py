@@ -1,6 +1,6 @@
 """A disk as a binary file: any offset, any length.
 
-    with open_disk(url) as disk, io.BufferedRandom(DiskFile(disk), 1 << 20) as file:
+    with open_disk(url) as disk, open_file(disk) as file:
         file.seek(1000)
         file.write(b"some bytes")
 
@@ -127,6 +127,14 @@ class DiskFile(io.RawIOBase):
         return [part for part in parts if part[1]]
 
 
-def open_file(disk: Disk, *, buffer_size: int = 1 << 20, **options: Any) -> io.BufferedRandom:
+class BufferedDiskFile(io.BufferedRandom):
+    """A buffer before a DiskFile; unlike its base it hands ``flush`` on, down to the medium."""
+
+    def flush(self) -> None:
+        super().flush()
+        self.raw.flush()
+
+
+def open_file(disk: Disk, *, buffer_size: int = 1 << 20, **options: Any) -> BufferedDiskFile:
     """Return a buffered file over ``disk``; closing or flushing it reaches the medium."""
-    return io.BufferedRandom(DiskFile(disk, **options), buffer_size)
+    return BufferedDiskFile(DiskFile(disk, **options), buffer_size)

@@ -9,6 +9,9 @@ world.cut()                           # the connection breaks; world.connect() m
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,10 +85,17 @@ class World:
             session.open(self.now)
         assert session.connect_at is not None
         self.now = max(self.now, session.connect_at)
+        self.connection, self.engine = self.seat()
+        session.connected(self.now)
+        self.run()
+        return self
+
+    def seat(self) -> tuple[TargetConnection, Engine]:
+        """The target's end of a new connection."""
         login = TargetLogin(self._admit, tsih=TSIH, stat_sn=7, command_window=self.queue_depth)
-        self.connection = TargetConnection(login, self.queue_depth, 1 << 20)
-        self.engine = Engine(
-            self.connection,
+        connection = TargetConnection(login, self.queue_depth, 1 << 20)
+        engine = Engine(
+            connection,
             {TARGET_NAME: self.node}.__getitem__,
             lambda engine, pairs: send_targets(
                 pairs[0][1], [DiscoveredTarget(TARGET_NAME, (("192.0.2.1:3260", 3), ("[2001:db8::1]:860", 3)))], ""
@@ -94,9 +104,7 @@ class World:
             lambda engine: None,
             self.authority,
         )
-        session.connected(self.now)
-        self.run()
-        return self
+        return connection, engine
 
     def cut(self, error: Exception | None = None) -> None:
         """The connection breaks; what is on its way is lost."""
@@ -197,3 +205,90 @@ def result(ticket: Ticket) -> Any:
     if ticket.error is not None:
         raise ticket.error
     return ticket
+
+
+class InMemoryClient:
+    """What a Disk wants of a Client, over a World."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world.connect()
+        self.session = world.session
+        self.options = world.session.options
+        self.closed = False
+
+    def submit(self, task: Any) -> None:
+        self.world.submit(task)
+
+    ask = submit
+
+    def push(self) -> None:
+        self.world.to_target()
+
+    def wait(self, ticket: Any) -> Any:
+        self.world.run()
+        return result(ticket)
+
+    def run(self, task: Any) -> Any:
+        self.submit(task)
+        return self.wait(task)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class LoopbackTarget(threading.Thread):
+    """A target on a port of 127.0.0.1 that serves one connection after the other; ``drop`` breaks the present one."""
+
+    def __init__(self, size: int = 8 << 20) -> None:
+        super().__init__(daemon=True)
+        self.world = World(Inline(size))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.portal = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.url = f"iscsi://{self.portal}/{TARGET_NAME}/0"
+        self.accepted = 0
+        self.drop_at: int | None = None  # the connection breaks after so many requests were received in pieces
+        self._peer: socket.socket | None = None
+
+    def __enter__(self) -> LoopbackTarget:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.drop()
+        self.join(10)
+        self.listener.close()
+
+    def drop(self) -> None:
+        """Break the connection."""
+        if self._peer is not None:
+            with contextlib.suppress(OSError):
+                self._peer.shutdown(socket.SHUT_RDWR)
+
+    def run(self) -> None:
+        while True:
+            try:
+                peer, _ = self.listener.accept()
+            except OSError:
+                return
+            self._peer = peer
+            self.accepted += 1
+            with peer, contextlib.suppress(OSError, RemoteProtocolError):
+                self.serve(peer)
+
+    def serve(self, peer: socket.socket) -> None:
+        connection, engine = self.world.seat()
+        while count := peer.recv_into(connection.framer.writable()):
+            if self.drop_at is not None:
+                self.drop_at -= 1
+                if not self.drop_at:
+                    self.drop_at = None
+                    return
+            try:
+                engine.receive(count)
+            finally:
+                while segments := connection.outbox.segments():
+                    connection.outbox.sent(peer.sendmsg(segments))
+                    engine.sent()
+            if connection.closing:
+                return
