@@ -50,7 +50,7 @@ from iscsid.shared.messages import (
     Stop,
     Stopped,
 )
-from iscsid.target.engine import Engine
+from iscsid.target.logout import Logout
 from iscsid.wire.const import AsyncEvent, LoginStatus
 from iscsid.wire.pdu import AsyncMessage, LogoutResponse, NopIn, NopOut, Reject, TextRequest, TextResponse
 
@@ -183,6 +183,8 @@ def test_hung_device_holds_up_nobody_who_does_not_use_it(device: MemoryDevice, s
     with running(lun_of(slow, 0), lun_of(device, 1)) as worker:
         first, second = worker.log_in(1), worker.log_in(2, isid=2)
         hang_in(slow, first)
+        second.send(second.command(bytes(6), lun=1))
+        assert unit_attention(second) == 0x2900
         second.send(second.command(struct.pack(">BBQIBB", 0x88, 0, 0, 1, 0, 0), read=BLOCK, lun=1))
         assert second.status() == (0, bytes(BLOCK))
         slow.gate.set()
@@ -311,16 +313,24 @@ def test_discovery_sessions_do_not_replace_one_another(worker: Running) -> None:
     assert not [message for message in worker.said if isinstance(message, SessionClosed)]
 
 
+def unit_attention(initiator: Initiator) -> int:
+    """ASC and ASCQ of the unit attention that is answered next."""
+    status, data = initiator.status()
+    assert status == 2 and data[4] & 0xF == 6, data.hex()
+    return int.from_bytes(data[14:16], "big")
+
+
 def test_new_session_executes_nothing_while_a_write_of_the_old_one_is_in_the_pool(
     slow_worker: Running, slow: SlowDevice
 ) -> None:
     old = slow_worker.log_in(1)
     hang_in(slow, old, 0, ONES)
-    new = slow_worker.log_in(2)
-    new.send(new.write_command(0, TWOS))
+    new = slow_worker.log_in(2, greeted=False)
+    new.send(new.command(bytes(6)), new.write_command(0, TWOS))
     third = slow_worker.log_in(3, isid=3)  # the worker has had the command by now
     assert not slow.entered.acquire(blocking=False), "the second write has entered the device"
     slow.gate.set()
+    assert unit_attention(new) == 0x2907
     assert new.status()[0] == 0
     assert slow.log == ["write 0", "write 0"]
     assert slow.memory[:BLOCK] == TWOS
@@ -331,13 +341,14 @@ def test_command_behind_the_login_waits_too(slow_worker: Running, slow: SlowDevi
     old = slow_worker.log_in(1)
     hang_in(slow, old, 0, ONES)
     new = slow_worker.connect(2)
-    command = new.write_command(0, TWOS)
-    new.sock.sendall(new.encode(new.login.start(), command))
+    commands = new.command(bytes(6)), new.write_command(0, TWOS)
+    new.sock.sendall(new.encode(new.login.start(), *commands))
     assert not new.login.receive(new.receive())
     new.establish()
     other = slow_worker.log_in(3, isid=3)
     assert not slow.entered.acquire(blocking=False), "the second write has entered the device"
     slow.gate.set()
+    assert unit_attention(new) == 0x2907
     assert new.status()[0] == 0
     assert slow.memory[:BLOCK] == TWOS
     other.read(0)
@@ -346,14 +357,15 @@ def test_command_behind_the_login_waits_too(slow_worker: Running, slow: SlowDevi
 def test_third_login_waits_for_what_the_second_has_waited_for(slow_worker: Running, slow: SlowDevice) -> None:
     first = slow_worker.log_in(1)
     hang_in(slow, first, 0, ONES)
-    second = slow_worker.log_in(2)
-    third = slow_worker.log_in(3)
+    second = slow_worker.log_in(2, greeted=False)
+    third = slow_worker.log_in(3, greeted=False)
     assert second.at_end()
     assert slow_worker.wait_for(SessionClosed, tsih=2)
-    third.send(third.write_command(0, TWOS))
+    third.send(third.command(bytes(6)), third.write_command(0, TWOS))
     slow_worker.log_in(4, isid=4)
     assert not slow.entered.acquire(blocking=False), "the second write has entered the device"
     slow.gate.set()
+    assert unit_attention(third) == 0x2907
     assert third.status()[0] == 0
     assert slow.memory[:BLOCK] == TWOS
 
@@ -364,14 +376,15 @@ def test_login_after_a_lost_connection_waits_as_well(slow_worker: Running, slow:
     hang_in(slow, first, 0, ONES)
     first.reset()
     until(lambda: not link.alive)
-    second = slow_worker.log_in(2)
-    second.send(second.write_command(0, TWOS))
+    second = slow_worker.log_in(2, greeted=False)
+    second.send(second.command(bytes(6)), second.write_command(0, TWOS))
     slow_worker.log_in(3, isid=3)
     assert not slow.entered.acquire(blocking=False), "the second write has entered the device"
     slow_worker.hear(0)
     assert not [message for message in slow_worker.said if isinstance(message, SessionClosed)]
     slow.gate.set()
     slow_worker.wait_for(SessionClosed, tsih=1)
+    assert unit_attention(second) == 0x2907
     assert second.status()[0] == 0
     assert slow.memory[:BLOCK] == TWOS
 
@@ -379,13 +392,32 @@ def test_login_after_a_lost_connection_waits_as_well(slow_worker: Running, slow:
 def test_session_that_is_held_can_go_away(slow_worker: Running, slow: SlowDevice) -> None:
     first = slow_worker.log_in(1)
     hang_in(slow, first)
-    second = slow_worker.log_in(2)
-    second.send(second.write_command(0, TWOS))
+    second = slow_worker.log_in(2, greeted=False)
+    second.send(second.command(bytes(6)), second.write_command(0, TWOS))
     second.close()
     slow_worker.wait_for(SessionClosed, tsih=2)
     slow.gate.set()
     slow_worker.wait_for(SessionClosed, tsih=1)
     assert slow.memory[:BLOCK] == ONES
+
+
+def test_first_command_of_a_nexus_hears_of_power_on_and_of_a_lost_nexus_when_it_comes_back(worker: Running) -> None:
+    def greeting(tsih: int, **options: int) -> str:
+        initiator = worker.log_in(tsih, **options)
+        assert initiator.greeting is not None
+        initiator.read(0)
+        return initiator.greeting[1][14:16].hex()
+
+    assert [greeting(1), greeting(2), greeting(3, isid=3)] == ["2900", "2907", "2900"]
+    worker.log_in(4).close()
+    worker.wait_for(SessionClosed, tsih=4)
+    assert greeting(5) == "2907"
+
+
+def test_nexus_that_never_heard_of_power_on_hears_of_it_the_next_time(worker: Running) -> None:
+    worker.log_in(1, greeted=False)
+    again = worker.log_in(2)
+    assert again.greeting is not None and again.greeting[1][14:16].hex() == "2900"
 
 
 # --- the supervisor's word --------------------------------------------------------------------------------------------
@@ -500,7 +532,7 @@ def test_initiator_that_does_not_answer_a_ping_is_given_up(quick: None, device: 
 def test_bug_in_one_session_costs_that_session_only(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, device: MemoryDevice
 ) -> None:
-    monkeypatch.setattr(Engine, "_on_logout", _planted)
+    monkeypatch.setattr(Logout, "request", _planted)
     with running(lun_of(device)) as worker:
         first, second = worker.log_in(1), worker.log_in(2, isid=2)
         first.send(first.logout_request())
