@@ -50,6 +50,7 @@ from iscsid.shared.messages import (
     Stop,
     Stopped,
 )
+from iscsid.target.engine import Engine
 from iscsid.target.logout import Logout
 from iscsid.wire.const import AsyncEvent, LoginStatus
 from iscsid.wire.pdu import AsyncMessage, LogoutResponse, NopIn, NopOut, Reject, TextRequest, TextResponse
