@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Sharing, Space, Support, Threading
 from iscsid.block.filter import Filter
+from iscsid.block.turn import pause
 from iscsid.errors import BlockError, Fault
 from iscsid.plugin.auth import CHAP_ALGORITHMS, AuthInfo, CredentialSource
 from iscsid.plugin.hookspecs import hookimpl
@@ -33,4 +34,5 @@ __all__ = [
     "Threading",
     "Verb",
     "hookimpl",
+    "pause",
 ]

@@ -66,6 +66,16 @@ def iscsid_create(options: Mapping[str, Any]) -> None:
 
 
 @hookspec(firstresult=True)
+def iscsid_image(options: Mapping[str, Any], verb: str, arguments: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Do ``verb``, one of the ``verbs`` of the back end, with the medium that ``options`` describe.
+
+    For ``iscsid image``, which runs while no server has the medium, or beside one: a back end whose media one process
+    has to itself sees to it that they are not in use. ``arguments`` are checked against the verb's options, converted
+    and complete. What it answers is printed, and has to be fit for JSON.
+    """
+
+
+@hookspec(firstresult=True)
 def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Do what must be done once for all workers: claim the medium, create what the options allow, make shared memory.
 
@@ -94,6 +104,23 @@ def iscsid_filter(device: Device, name: str, options: Mapping[str, Any]) -> Devi
     """Wrap ``device`` in the layer ``name``. Called in a worker, right after ``iscsid_open``; closing the answer
     closes ``device``."""
     raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def iscsid_layer_validate(name: str, options: Mapping[str, Any]) -> list[str] | None:
+    """As ``iscsid_validate``, for the layer ``name``. Its problems may begin with the option they are about and ": "."""
+
+
+@hookspec(firstresult=True)
+def iscsid_layer_prepare(name: str, options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """As ``iscsid_prepare``, for the layer ``name``, once for each place in a stack. After ``iscsid_prepare`` of the
+    back end, from the lowest layer up; the device is not open yet. What it returns is added to the options that
+    ``iscsid_filter`` gets in every worker: memory that all workers share, or that a dying worker must not lose."""
+
+
+@hookspec(firstresult=True)
+def iscsid_layer_release(name: str, options: Mapping[str, Any]) -> None:
+    """Undo ``iscsid_layer_prepare``; ``options`` has what it returned. After the last worker closed the device."""
 
 
 @hookspec

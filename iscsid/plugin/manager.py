@@ -222,6 +222,37 @@ class Plugins:
         finally:
             self._release_members(owner, options)
 
+    def prepare_layers(self, layers: Iterable[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+        """As :meth:`prepare`, for a stack of layers, names with their options, the lowest first.
+
+        Returns them with the options for :meth:`wrap` and :meth:`release_layers`.
+        """
+        prepared: list[tuple[str, dict[str, Any]]] = []
+        try:
+            for layer, options in layers:
+                owner, values = self._options(layer, options, self._layers, "layer")
+                added = self._call(owner.plugin, "iscsid_layer_prepare", name=layer, options=values)
+                if not isinstance(added, Mapping | None):
+                    reason = f"iscsid_layer_prepare answered {type(added).__name__}, not a mapping"
+                    raise PluginError(owner.plugin, reason)
+                prepared.append((layer, {**values, **(added or {})}))
+        except PluginError:
+            self.release_layers(prepared)
+            raise
+        return prepared
+
+    def release_layers(self, layers: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Undo :meth:`prepare_layers`. Every one of them, whatever fails; the first failure is raised."""
+        failures = []
+        for layer, options in reversed(list(layers)):
+            try:
+                owner = self._owner(self._layers, "layer", layer)
+                self._call(owner.plugin, "iscsid_layer_release", name=layer, options=options)
+            except PluginError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
     def create(self, backend: str, options: Mapping[str, Any]) -> None:
         """Make the medium that ``options`` describe."""
         owner, values = self._options(backend, options)
@@ -305,11 +336,16 @@ class Plugins:
         if problems:
             return problems
         try:
-            answer = self._call(owner.plugin, "iscsid_validate", options=values) if kind != "layer" else None
+            if kind == "layer":
+                hook = "iscsid_layer_validate"
+                answer = self._call(owner.plugin, hook, name=name, options=values)
+            else:
+                hook = "iscsid_validate"
+                answer = self._call(owner.plugin, hook, options=values)
         except PluginError as error:
             return [str(error)]
         if isinstance(answer, str) or not isinstance(answer, Iterable | None):
-            return [f"plugin {owner.plugin}: iscsid_validate answered {answer!r}, not a list"]
+            return [f"plugin {owner.plugin}: {hook} answered {answer!r}, not a list"]
         return [str(problem) for problem in answer or ()]
 
     def _validate_members(self, owner: _Owner, options: Mapping[str, Any]) -> list[str]:
@@ -339,7 +375,7 @@ class Plugins:
             values[name] = ()
             for member in there:
                 try:
-                    made = replace(member, options=self.prepare(member.backend, member.options))
+                    made = self._prepare_member(member)
                 except PluginError as error:
                     if not (isinstance(owner.info, BackendInfo) and owner.info.degrades):
                         self._release_members(owner, values)
@@ -348,16 +384,29 @@ class Plugins:
                 values[name] = (*values[name], made)
         return values
 
+    def _prepare_member(self, member: Member) -> Member:
+        options = self.prepare(member.backend, member.options)
+        try:
+            return replace(member, options=options, layers=tuple(self.prepare_layers(member.layers)))
+        except PluginError:
+            self.release(member.backend, options)
+            raise
+
     def _release_members(self, owner: _Owner, options: Mapping[str, Any]) -> None:
         """Every one of them, whatever fails; the first failure is raised."""
         failures = []
         for _, there in _members(owner, options):
             for member in there:
-                try:
-                    if not member.problem:
-                        self.release(member.backend, member.options)
-                except PluginError as error:
-                    failures.append(error)
+                if member.problem:
+                    continue
+                for release, arguments in (
+                    (self.release_layers, (member.layers,)),
+                    (self.release, (member.backend, member.options)),
+                ):
+                    try:
+                        release(*arguments)
+                    except PluginError as error:
+                        failures.append(error)
         if failures:
             raise failures[0]
 

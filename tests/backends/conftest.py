@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from iscsid.block.device import Sharing
 from iscsid.block.guard import Guarded
 from iscsid.errors import PluginError
 from iscsid.plugin.manager import BUILTIN, Plugins, load
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 SIZE = 8 << 20
 SHM = Path("/dev/shm")
@@ -148,7 +151,21 @@ def _mirror(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return "mirror", {"members": legs, "state": path + ".state"}
 
 
+def _qcow2(**arguments: Any) -> Maker:
+    """An image of QEMU, made by ourselves."""
+
+    def make(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+        options = {"path": str(request.getfixturevalue("disk_path"))}
+        request.getfixturevalue("plugins").image("qcow2", options, "create", {"size": SIZE, **arguments})
+        return "qcow2", options
+
+    return make
+
+
 MAKERS: dict[str, Maker] = {
+    "qcow2": _qcow2(),
+    "qcow2-v2": _qcow2(compat="0.10", cluster_size=4096),
+    "qcow2-subclusters": _qcow2(extended_l2=True, cluster_size=131072, lazy_refcounts=True),
     "null": lambda request: ("null", {"size": SIZE}),
     "ram": lambda request: ("ram", {"size": SIZE}),
     "file-tmpfs": _file("shm_path"),

@@ -47,6 +47,9 @@ EXPECTED = {
     "block": dataclasses.replace(_BUFFERED, block_status=EMULATE, space=NONE),
     "block-4k": dataclasses.replace(_BUFFERED, block_status=EMULATE, space=NONE),
     "block-direct": dataclasses.replace(_DIRECT, block_status=EMULATE, space=NONE),
+    "qcow2": dataclasses.replace(_BUFFERED, fua=EMULATE),
+    "qcow2-v2": dataclasses.replace(_BUFFERED, fua=EMULATE),
+    "qcow2-subclusters": dataclasses.replace(_BUFFERED, fua=EMULATE),
     "concat": _BUFFERED,
     "mirror": dataclasses.replace(_BUFFERED, write_nowait=NONE, space=NONE),
 }
@@ -238,8 +241,9 @@ def test_read_now_of_cached_data_does_not_refuse_where_it_is_native(medium: Any)
     assert bytes(buffer) == kept(medium, pattern(4096))
 
 
-def test_write_now_writes_or_refuses(medium: Any) -> None:
+def test_write_now_of_what_is_allocated_writes_or_refuses(medium: Any) -> None:
     guard = medium.open()
+    write(guard, pattern(8192, 2), 8192)
     try:
         guard.write_now(memoryview(pattern(8192)), 8192)
     except BlockingIOError:
