@@ -346,7 +346,11 @@ class _Reader:
                 self.complain_all(place, "layer", self.plugins.validate_layer(name, {}))
                 continue
             options = {key: item for key, item in table.items() if key != "layer"}
-            layers.append(LayerSpec(name, self.options(place, info.options, options, ("layer",))))
+            before = len(self.problems)
+            options = self.options(place, info.options, options, ("layer",))
+            if len(self.problems) == before:
+                self.complain_all(place, "", self.plugins.validate_layer(name, options))
+            layers.append(LayerSpec(name, options))
         return tuple(layers)
 
     def parameters(self, where: str, table: Any) -> dict[str, str]:

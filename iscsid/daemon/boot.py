@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ class WorkerBoot:
     """Everything that a worker knows of the server; handed over by the fork, never serialized.
 
     ``prepared`` holds, per target name and LUN, the options to open the back end with: those of the configuration,
-    and what ``prepare`` added to them before the fork. ``owners`` names, per target with a LUN that only one process
+    and what ``prepare`` added to them before the fork; ``layers`` the same for the layers over it. ``owners`` names, per target with a LUN that only one process
     may open, the index of the worker that opens it: no other worker opens that target's devices or serves it.
     ``copy_key`` authenticates the tokens of copies; it is the same in all workers of one server.
     """
@@ -38,6 +38,7 @@ class WorkerBoot:
     prepared: Mapping[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
     owners: Mapping[str, int] = field(default_factory=dict)
     copy_key: bytes = field(default=b"", repr=False)
+    layers: Mapping[tuple[str, int], Sequence[tuple[str, Mapping[str, Any]]]] = field(default_factory=dict)
     figures: FigureTable | None = None  # of all workers; None: there are no log pages
 
     def serves(self, target: str) -> bool:

@@ -178,8 +178,9 @@ def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: list[R
     role = "readonly" if lun.readonly else "owner" if target.name in boot.owners else "worker"
     device = boot.plugins.open(lun.backend, options, role)
     try:
-        for layer in lun.layers:
-            device = boot.plugins.wrap(device, layer.layer, layer.options)
+        plain = tuple((layer.layer, layer.options) for layer in lun.layers)
+        for name, values in boot.layers.get((target.name, lun.lun), plain):
+            device = boot.plugins.wrap(device, name, values)
         guarded = Guarded(device, block_size=lun.block_size, readonly=lun.readonly)
         if guarded.size >> 64:
             raise BlockError(Fault.INVALID, "larger than an initiator can address")

@@ -306,9 +306,7 @@ class Supervisor:
         child = None if index is None else self.fleet.get(index)
         if child is None:
             return False
-        info = SessionInfo(
-            hint.initiator, hint.isid, hint.target, caller.peer, caller.portal, portal_group_tag=tag
-        )
+        info = SessionInfo(hint.initiator, hint.isid, hint.target, caller.peer, caller.portal, portal_group_tag=tag)
         session = named if hint.tsih else self._begin(child, nexus, caller.host, info, now)
         tsih = session.tsih if session else 0
         connect = Connect(tsih, hint.initiator, hint.isid, hint.target, caller.peer, caller.portal, tag)
@@ -437,7 +435,7 @@ def _sharing(plugins: Plugins, lun: LunSpec) -> Sharing:
 def _boot(
     spec: ServerSpec, plugins: Plugins, media: Media, owners: dict[str, int], copy_key: bytes, index: int
 ) -> WorkerBoot:
-    return WorkerBoot(index, spec, plugins, media.options, owners, copy_key)
+    return WorkerBoot(index, spec, plugins, media.options, owners, copy_key, media.layers)
 
 
 def _figured(boot: Callable[[int], WorkerBoot], figures: FigureTable, index: int) -> WorkerBoot:

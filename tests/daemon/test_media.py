@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from iscsid.daemon.errors import StartError
 from iscsid.daemon.media import Media
 from iscsid.errors import BlockError, Fault, PluginError
-from iscsid.specs import LunSpec, ServerSpec, TargetSpec
+from iscsid.specs import LayerSpec, LunSpec, ServerSpec, TargetSpec
 
 SPEC = ServerSpec(
     targets=(
@@ -44,6 +44,17 @@ class Plugins:
         self.released.append((backend, options["number"]))
         if self.release_error is not None:
             raise self.release_error
+
+    def prepare_layers(self, layers: Iterable[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+        return [(self._layer(name), {**options, "made": True}) for name, options in layers]
+
+    def release_layers(self, layers: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        self.released += [(name, options["made"]) for name, options in layers]
+
+    def _layer(self, name: str) -> str:
+        if name == "bad":
+            raise PluginError("bad", "cannot")
+        return name
 
 
 def media(plugins: Any) -> Media:
@@ -82,3 +93,23 @@ def test_failure_in_release_is_logged_and_stops_no_other(caplog: pytest.LogCaptu
         media(plugins).release()
     assert len(plugins.released) == 3
     assert caplog.text.count("stuck") == 3
+
+
+def layered(*layers: str) -> ServerSpec:
+    lun = LunSpec(0, "ram", {"size": 1}, layers=tuple(LayerSpec(layer, {"key": 1}) for layer in layers))
+    return ServerSpec(targets=(TargetSpec("a", (lun,)),))
+
+
+def test_layers_are_prepared_and_released_before_their_back_end() -> None:
+    plugins: Any = Plugins()
+    media = Media(layered("one", "two"), plugins)
+    assert media.layers == {("a", 0): [("one", {"key": 1, "made": True}), ("two", {"key": 1, "made": True})]}
+    media.release()
+    assert plugins.released == [("one", True), ("two", True), ("ram", 1)]
+
+
+def test_layer_that_cannot_be_prepared_leaves_nothing_prepared() -> None:
+    plugins: Any = Plugins()
+    with pytest.raises(StartError, match="target a, lun 0: .*cannot"):
+        Media(layered("one", "bad"), plugins)
+    assert plugins.released == [("ram", 1)]

@@ -10,10 +10,12 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
+from iscsid.block.turn import pause
 from iscsid.daemon.pool import Pool
 from iscsid.errors import BlockError, Fault
 
@@ -227,3 +229,59 @@ def test_idle_thread_keeps_nothing_of_its_last_call_alive(pool: Pool) -> None:
 
 def _cannot_start(_self: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
+
+
+# Waiting without a thread.
+
+
+def settled(pool: Pool, heard: Heard, count: int) -> None:
+    assert pool.wait(WAIT)
+    assert len(heard) == count
+
+
+def test_parked_calls_take_no_thread(pool: Pool) -> None:
+    heard, slow = Heard(), [object() for _ in range(50)]
+    order: list[str] = []
+
+    def parked(who: object) -> None:
+        pause(who, lambda: 0.2, time.sleep)
+        order.append("slow")
+
+    for who in slow:
+        pool.submit(partial(parked, who), heard)
+    pool.submit(lambda: order.append("quick"), heard)
+    begun = time.monotonic()
+    settled(pool, heard, 51)
+    assert order[0] == "quick"
+    assert time.monotonic() - begun < 5  # 50 * 0.2 s in three threads are 3.3 s, and here they are all at once
+    assert all(error is None for _, error in heard)
+
+
+def test_call_is_begun_again_and_each_wait_is_asked_for_once(pool: Pool) -> None:
+    heard, asked, begun = Heard(), [], []
+
+    def run() -> str:
+        begun.append(1)
+        for who in ("a", "b", "a"):  # the last is a second call of the same layer: its thread sleeps
+            pause(who, lambda who=who: asked.append(who) or 0.001, time.sleep)  # type: ignore[misc, func-returns-value]
+        return "done"
+
+    pool.submit(run, heard)
+    settled(pool, heard, 1)
+    assert heard[0] == ("done", None)
+    assert (asked, len(begun)) == (["a", "b", "a"], 3)
+
+
+def test_parked_calls_are_finished_by_a_close() -> None:
+    pool, heard, ran = Pool(2), Heard(), []
+
+    def run() -> None:
+        pause(pool, lambda: 3600.0, time.sleep)
+        ran.append(1)
+
+    pool.submit(run, heard)
+    until_parked = time.monotonic() + WAIT
+    while not pool._parked._heap and time.monotonic() < until_parked:
+        select.select([], [], [], 0.005)
+    assert pool.close(WAIT)
+    assert ran == [1]

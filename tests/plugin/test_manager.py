@@ -424,3 +424,66 @@ def test_event_reaches_every_observer_whatever_one_does(tmp_path: Path) -> None:
 def test_every_hook_is_called_by_some_method() -> None:
     source = Path(manager.__file__).read_text()
     assert all(f'"{hook}"' in source for hook in manager._HOOKS)
+
+
+PREPARED_LAYER = (
+    LAYER
+    + """
+    calls = []
+
+    @hookimpl
+    def iscsid_layer_validate(name, options):
+        return ["factor: is odd"] if options["factor"] % 2 else []
+
+    @hookimpl
+    def iscsid_layer_prepare(name, options):
+        calls.append(("prepare", options["factor"]))
+        if options["factor"] == 6:
+            raise OSError(5, "no memory")
+        return [1] if options["factor"] == 8 else {"page": options["factor"] * 10}
+
+    @hookimpl
+    def iscsid_layer_release(name, options):
+        calls.append(("release", options["page"]))
+        if options["page"] == 40:
+            raise OSError(5, "lost")
+
+    @hookimpl
+    def iscsid_validate(options):
+        return ["not asked"]
+"""
+)
+
+
+def layer_calls(plugins: Plugins) -> Any:
+    return plugins._manager.get_plugin("mine").calls  # type: ignore[union-attr]
+
+
+def test_layer_validates_its_options_by_its_own_hook(tmp_path: Path) -> None:
+    plugins = load_one(tmp_path, PREPARED_LAYER)
+    assert plugins.validate_layer("same", {"factor": 3}) == ["factor: is odd"]
+    assert plugins.validate_layer("same", {"factor": 4}) == []
+
+
+def test_layers_are_prepared_upwards_and_released_downwards(tmp_path: Path) -> None:
+    plugins = load_one(tmp_path, PREPARED_LAYER)
+    layers = plugins.prepare_layers([("same", {"factor": 2}), ("same", {})])
+    assert layers == [("same", {"factor": 2, "page": 20}), ("same", {"factor": 1, "page": 10})]
+    plugins.release_layers(layers)
+    assert layer_calls(plugins) == [("prepare", 2), ("prepare", 1), ("release", 10), ("release", 20)]
+
+
+@pytest.mark.parametrize(("factor", "reason"), [(6, "no memory"), (8, "iscsid_layer_prepare answered list")])
+def test_layer_that_cannot_be_prepared_leaves_none_prepared(tmp_path: Path, factor: int, reason: str) -> None:
+    plugins = load_one(tmp_path, PREPARED_LAYER)
+    with pytest.raises(PluginError, match=reason):
+        plugins.prepare_layers([("same", {"factor": 2}), ("same", {"factor": factor})])
+    assert layer_calls(plugins) == [("prepare", 2), ("prepare", factor), ("release", 20)]
+
+
+def test_layer_that_fails_in_its_release_stops_no_other(tmp_path: Path) -> None:
+    plugins = load_one(tmp_path, PREPARED_LAYER)
+    layers = plugins.prepare_layers([("same", {"factor": 2}), ("same", {"factor": 4})])
+    with pytest.raises(PluginError, match="lost"):
+        plugins.release_layers(layers)
+    assert layer_calls(plugins)[-2:] == [("release", 40), ("release", 20)]

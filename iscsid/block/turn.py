@@ -1,0 +1,68 @@
+"""Waiting on purpose without a thread to do it in: what a layer that slows things down is made of.
+
+A layer that has to let time pass calls :func:`pause`. In a worker's pool that leaves the call by :class:`Later`, before
+it has done anything, and the pool begins it again when the time is over; the thread serves others meanwhile. The wait
+that is over is remembered in the :class:`Turn` of the call, and the same layer's next ``pause`` returns at once. A call
+that goes through a layer several times waits like that only the first time, for what it has done by then should not be
+done again: after that its thread sleeps. Where there is no turn (tools, tests), it always does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+
+
+class Later(BaseException):
+    """Leave, and begin this call again after ``seconds``. No error: nothing may take it for one, or keep it."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class Turn:
+    """The waits of one call in the pool. ``over`` are those that it need not do again; it outlives a Later."""
+
+    __slots__ = ("_passed", "over")
+
+    def __init__(self) -> None:
+        self.over: set[int] = set()
+        self._passed: set[int] = set()  # this time
+
+    def begin(self, over: Iterable[int] = ()) -> None:
+        """A call begins, for the first time or once more after the waits that are ``over``."""
+        self.over.clear()
+        self.over.update(over)
+        self._passed.clear()
+
+    def pause(self, who: int, reserve: Callable[[], float], sleep: Callable[[float], None]) -> None:
+        if who in self.over and who not in self._passed:
+            self._passed.add(who)
+            return
+        again = who in self._passed
+        seconds = reserve()
+        self.over.add(who)
+        if seconds <= 0:
+            self._passed.add(who)
+        elif again:
+            sleep(seconds)
+        else:
+            raise Later(seconds)
+
+
+#: Set by each thread of a pool, once.
+current: ContextVar[Turn | None] = ContextVar("turn", default=None)
+
+
+def pause(who: object, reserve: Callable[[], float], sleep: Callable[[float], None]) -> None:
+    """Wait for as long as ``reserve()`` says, in seconds; it is asked once for each wait.
+
+    To be called by a layer, ``who``, at the beginning of a call that may wait (never of a ``nowait`` or ``view``),
+    before anything is done. ``sleep`` is ``time.sleep``, for where a thread has to do it.
+    """
+    turn = current.get()
+    if turn is not None:
+        turn.pause(id(who), reserve, sleep)
+    elif (seconds := reserve()) > 0:
+        sleep(seconds)
