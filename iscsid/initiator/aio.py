@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final, Self, TypeVar
 
@@ -261,6 +262,21 @@ class AsyncDisk:
     def size(self) -> int:
         return self._unit.size
 
+    @property
+    def limits(self) -> commands.BlockLimits:
+        return self._unit.limits
+
+    @property
+    def max_transfer(self) -> int:
+        return self._unit.max_transfer
+
+    @property
+    def attentions(self) -> deque[bytes]:
+        return self.client.session.attentions
+
+    async def test_unit_ready(self) -> None:
+        await self.client.run(self._unit.test_unit_ready())
+
     async def capacity(self) -> Capacity:
         unit = self._unit
         try:
@@ -374,6 +390,12 @@ class AsyncDisk:
 
     async def target_warm_reset(self) -> None:
         await self._manage(TmfFunction.TARGET_WARM_RESET)
+
+    async def target_cold_reset(self) -> None:
+        await self._manage(TmfFunction.TARGET_COLD_RESET)
+
+    async def clear_task_set(self) -> None:
+        await self._manage(TmfFunction.CLEAR_TASK_SET)
 
     async def abort_task_set(self) -> None:
         await self._manage(TmfFunction.ABORT_TASK_SET)

@@ -42,6 +42,7 @@ BACK_OFF: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0)  # seconds before each fur
 WAIT_LIMIT: Final = 30.0  # seconds: the longest Time2Wait of a target that is honoured
 BUSY_PAUSE: Final = 0.05  # seconds after the first BUSY or TASK SET FULL; twice as long after each further one
 BUSY_PAUSE_LIMIT: Final = 1.0
+LOOK_EVERY: Final = 0.25  # seconds between two looks at what may be late: it costs more than a command
 _LEAVE_MARGIN: Final = 1.0  # seconds before the target's deadline at which we log out with commands unanswered
 _FATAL: Final = frozenset(
     {LoginStatus.AUTHENTICATION_FAILURE, LoginStatus.AUTHORIZATION_FAILURE, LoginStatus.UNSUPPORTED_VERSION}
@@ -116,6 +117,7 @@ class InitiatorSession:
         self._expired: set[int] = set()  # tags of tasks whose ABORT TASK is under way
         self._now = 0.0
         self._heard = 0.0
+        self._look_at = 0.0
         self._login_deadline = 0.0
         self._lost_since: float | None = None
         self._attempts = 0
@@ -377,12 +379,10 @@ class InitiatorSession:
             return max(0.0, self.connect_at - now) if self.connect_at is not None else 1.0
         if self._pausing:
             return max(0.0, min(task.not_before for task in self._pausing) - now)
-        return min([0.5, *(max(0.0, task.deadline - now) for task in self._oldest())])
-
-    def _oldest(self) -> list[Task]:
-        """The task that has waited longest; those with shorter time-outs behind it are found by the coarse tick."""
-        assert self.connection is not None
-        return [next(iter(self.connection.tasks.values()))] if self.connection.tasks else []
+        tasks = self.connection.tasks
+        # The task that has waited longest; those with shorter time-outs behind it are found by the coarse look.
+        late = next(iter(tasks.values())).deadline if tasks else now + 2 * LOOK_EVERY
+        return min(2 * LOOK_EVERY, max(late, self._look_at) - now)
 
     def tick(self, now: float) -> None:
         """Look at the clock: time-outs, pauses that are over, signs of life."""
@@ -396,6 +396,13 @@ class InitiatorSession:
             if now >= self._login_deadline:
                 self.lost(ConnectionFailed("the login takes too long"), now)
             return
+        if now >= self._look_at:
+            self._look_at = now + LOOK_EVERY
+            self._look(connection, now)
+        self._pump(now)
+
+    def _look(self, connection: InitiatorConnection, now: float) -> None:
+        """Look at everything that may be late."""
         if any(now >= request.deadline for request in connection.requests.values()):
             # The target does not even manage that: whatever it does now is not for us any more.
             for request in [x for x in connection.requests.values() if now >= x.deadline]:
@@ -412,8 +419,6 @@ class InitiatorSession:
             connection.ping()
         elif connection.pinged and silent >= self.options.ping_interval + self.options.ping_timeout:
             self.lost(ConnectionFailed(f"the target has been silent for {silent:.0f} seconds"), now)
-            return
-        self._pump(now)
 
     def _resume(self, now: float) -> None:
         due = [task for task in self._pausing if task.not_before <= now]
