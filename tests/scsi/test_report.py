@@ -300,13 +300,13 @@ def test_usage_and_dispatch_agree_for_every_bit_of_every_command(unit) -> None:
 
 
 def test_supported_task_management_functions(unit) -> None:
-    # ATS, ATSS, CTSS, LURS, QTS, TRS; QAES, QTSS
-    assert unit.run("a3 0d 00 000000 00000004 00 00") == bytes.fromhex("de 06 00 00")
+    # ATS, ATSS, CTSS, LURS, QTS, TRS; QAES, QTSS, ITNRS
+    assert unit.run("a3 0d 00 000000 00000004 00 00") == bytes.fromhex("de 07 00 00")
 
 
 def test_supported_task_management_functions_extended(unit) -> None:
     data = unit.run("a3 0d 80 000000 00000010 00 00")
-    assert data == bytes.fromhex("de 06 00 0c") + bytes(12)
+    assert data == bytes.fromhex("de 07 00 0c") + bytes(12)
 
 
 def test_supported_task_management_functions_are_cut(unit) -> None:
