@@ -339,7 +339,7 @@ class Worker:
                 self._send(SessionClosed(link.connect.tsih, reason))
 
         self._leaving.add(engine)
-        engine.when_idle(left)
+        engine.calls.when_idle(left)
 
     def linger(self, sock: socket.socket) -> None:
         """See ``link.Owner``."""
@@ -448,7 +448,7 @@ class Worker:
         for predecessor in self._leaving:
             if _same_nexus(predecessor, engine):
                 link.hold()
-                predecessor.when_idle(link.release)
+                predecessor.calls.when_idle(link.release)
 
     def _answer_text(self, link: Link, engine: Engine, pairs: Sequence[Pair]) -> Sequence[Pair]:
         """Answer a text in full feature phase: SendTargets; nothing else is up for negotiation."""

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from iscsid.block.guard import Guarded
 from iscsid.errors import BlockError, RejectError, ScsiError
 from iscsid.scsi import attention
 from iscsid.scsi.absent import AbsentUnit
@@ -25,6 +24,7 @@ from iscsid.scsi.state import Attention, NexusId
 from iscsid.session.connection import Established, TargetConnection
 from iscsid.session.transfer import Segment
 from iscsid.target.answers import Answers, expected_length
+from iscsid.target.calls import NOTHING_HELD, Calls, Data, holds
 from iscsid.target.data_in import QUEUE_LIMIT, DataInQueue, ReadTask
 from iscsid.target.data_out import DataOutCollector, WriteTask, announces_data
 from iscsid.target.logout import Logout
@@ -32,7 +32,7 @@ from iscsid.target.management import TaskManager
 from iscsid.target.meter import Meter
 from iscsid.target.node import Nexus, Seat, TargetNode
 from iscsid.target.order import NOT_SIMPLE, TaskOrder
-from iscsid.target.task import Authority, Done, HeldTask, Submit, Task, TaskSet
+from iscsid.target.task import Authority, HeldTask, Submit, Task, TaskSet
 from iscsid.target.textual import TextExchange
 from iscsid.text.codec import Pair
 from iscsid.wire.const import FINAL, READ, WRITE, RejectReason
@@ -45,12 +45,9 @@ from iscsid.wire.pdu import (
     TextRequest,
 )
 
-Data = bytes | bytearray
-
 AnswerText = Callable[["Engine", Sequence[Pair]], Sequence[Pair]]
 
 
-_NOTHING_HELD = contextlib.nullcontext()
 PARAMETER_LIMIT = 64 << 10  # bytes of a parameter list that go to the authority (shared.messages.MAX_PARAMETERS)
 INLINE_COST = 1 << 18  # bytes of medium that a job may touch in the worker's loop
 _DIRECTION = int(FINAL | READ | WRITE)
@@ -70,6 +67,7 @@ class Engine:
         authority: where commands go that change what other workers must know of.
 
     Attributes:
+        calls: those that are in the pool.
         node: the target, None in a discovery session and before the login is over.
         closed: the session is over; whatever the pool still reports is dropped.
         commands, read_bytes, written_bytes: what the session has done.
@@ -95,14 +93,14 @@ class Engine:
         self.other_commands = 0
         self._node_of = node_of
         self._text = TextExchange(connection, lambda pairs: answer_text(self, pairs))
-        self._submit_to_pool = submit
         self._established = established
         self._authority = authority
         self.tasks = TaskSet(connection)
         self._answers = Answers(connection, lambda lun: self._seats.get(lun))  # noqa: PLW0108 - replaced at login
         self.meter = Meter(self)
-        self._data_in = DataInQueue(connection, self.tasks, self._answers, self._submit)
         self._data_out = DataOutCollector(connection, self.tasks, self._answers)
+        self.calls = Calls(submit, self._data_out, self._answers, lambda: self._order.advance())  # noqa: PLW0108
+        self._data_in = DataInQueue(connection, self.tasks, self._answers, self.calls.submit)
         self._order = TaskOrder(
             self.tasks, self._answers, self._unit_of, self._on_command, self._refuse, self._data_out.data_out
         )
@@ -110,8 +108,6 @@ class Engine:
         self._seats: Mapping[int, Seat] = {}
         self._absent = AbsentUnit()
         self._nobody = Nexus()
-        self._in_flight = 0  # calls in the pool
-        self._when_idle: list[Callable[[], None]] = []
         self._longest_read = 0  # what fits into one Data-In PDU
         self._longest_write = 0  # what may come as immediate data
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -179,8 +175,7 @@ class Engine:
             elif task.cancel is not None:
                 task.cancel()
         self.connection.outbox.clear()
-        # Whoever waits for the end of a task that is in the pool still hears of it.
-        self._when_idle += [task.ended for task in running]
+        self.calls.close(running)
 
     @property
     def busy(self) -> bool:
@@ -192,16 +187,6 @@ class Engine:
         answer = self.connection.renegotiate(key, value)
         self._take_lengths()
         return answer
-
-    def when_idle(self, then: Callable[[], None]) -> None:
-        """Call ``then``, at once or later, when nothing of a closed session runs in the pool any more.
-
-        A write that is still in the pool when its session ends must not overtake those of the session's successor.
-        """
-        if self._in_flight:
-            self._when_idle.append(then)
-        else:
-            then()
 
     def abort(self, task: Task) -> None:
         """Stop a task: it is never answered, and it leaves the set when nothing of it runs any more."""
@@ -252,7 +237,7 @@ class Engine:
         refuses ends with it, also what has begun.
         """
         if self.closed:
-            self.when_idle(then)
+            self.calls.when_idle(then)
             return
         nexuses = {id(nexus): nexus for other, nexus in self._seats.values() if other is unit}.values()
         for nexus in nexuses:
@@ -449,9 +434,9 @@ class Engine:
         def finish(task: WriteTask) -> None:
             gathered = memoryview(task.gathered)
             if (gathered or plan.fua) and not device.inline:
-                self._in_pool(task, device, lambda: write(task, gathered), good, writes=True)
+                self.calls.in_pool(task, device, lambda: write(task, gathered), good, writes=True)
             else:
-                self._conclude(task, lambda: write(task, gathered), good, writes=True)
+                self.calls.conclude(task, lambda: write(task, gathered), good, writes=True)
 
         streams = device if not plan.fua else None
         self._data_out.collect(command, wanted, finish, streams, plan.offset)
@@ -492,12 +477,12 @@ class Engine:
                 return plan.run(parameters)
 
             with contextlib.ExitStack() as held:
-                if here and _holds(held, device, plan.exclusive):
-                    self._conclude(task, run, good, writes=plan.writes)
+                if here and holds(held, device, plan.exclusive):
+                    self.calls.conclude(task, run, good, writes=plan.writes)
                     return
             task.cancel = plan.cancel
-            lock = device.lock if plan.locks else _NOTHING_HELD
-            self._in_pool(task, device, run, good, writes=plan.writes, exclusive=plan.exclusive, lock=lock)
+            lock = device.lock if plan.locks else NOTHING_HELD
+            self.calls.in_pool(task, device, run, good, writes=plan.writes, exclusive=plan.exclusive, lock=lock)
 
         self._data_out.collect(command, min(plan.parameter_length, allowed), finish)
 
@@ -516,7 +501,7 @@ class Engine:
             def done(error: ScsiError | None) -> None:
                 task.withdraw = None
                 if not self.closed and self.tasks.get(command.initiator_task_tag) is task:
-                    self._answer(task, b"", error, good, writes=True)
+                    self.calls.answer(task, b"", error, good, writes=True)
                     self._order.advance()
 
             parameters = bytes(task.gathered)
@@ -551,83 +536,3 @@ class Engine:
             self._data_out.collect(command, 0, lambda task: self._data_out.end(task, answer))
         else:
             answer()
-
-    def _conclude(
-        self, task: WriteTask, run: Callable[[], Data], good: Callable[[Data], None], *, writes: bool
-    ) -> None:
-        """Run the last step of a task here, and answer it, by ``good`` where it succeeds."""
-        result: Data = b""
-        error: Exception | None = None
-        try:
-            result = run()
-        except Exception as exc:  # answered as what it is, or as HARDWARE ERROR, and logged there
-            error = exc
-        self._answer(task, result, error, good, writes=writes)
-
-    def _in_pool(
-        self,
-        task: WriteTask,
-        device: Guarded,
-        run: Callable[[], Data],
-        good: Callable[[Data], None],
-        *,
-        writes: bool,
-        exclusive: tuple[int, int] | None = None,
-        lock: contextlib.AbstractContextManager[Any] | None = None,
-    ) -> None:
-        """Run the last step of a task in the pool, and answer it afterwards; ``lock`` None: that of the device."""
-        held = device.lock if lock is None else lock
-
-        def locked() -> Data:
-            # The range first: whoever waits for it keeps nobody else from the device.
-            with device.exclusive(*exclusive) if exclusive else _NOTHING_HELD, held:
-                return run()
-
-        def done(result: Data | None, error: Exception | None) -> None:
-            task.running = False
-            self._answer(task, result or b"", error, good, writes=writes)
-
-        task.running = True
-        self._submit(locked, done)
-
-    def _answer(
-        self, task: WriteTask, result: Data, error: Exception | None, good: Callable[[Data], None], *, writes: bool
-    ) -> None:
-        def answer() -> None:
-            if task.aborted:
-                return
-            if error is not None:
-                self._answers.fail(task.command, error, writes=writes, sent=task.transfer.received)
-            else:
-                good(result)
-
-        self._data_out.end(task, answer)
-
-    def _submit(self, run: Callable[[], Any], done: Done) -> None:
-        """Hand ``run`` to the pool; nothing is heard of it when the session is over by then."""
-
-        def heard(result: Any, error: Exception | None) -> None:
-            self._in_flight -= 1
-            if not self.closed:
-                done(result, error)
-                self._order.advance()
-            elif not self._in_flight:
-                self._tell_idle()
-
-        self._in_flight += 1
-        self._submit_to_pool(run, heard)
-
-    def _tell_idle(self) -> None:
-        for then in self._when_idle:
-            then()
-        self._when_idle.clear()
-
-
-def _holds(held: contextlib.ExitStack, device: Guarded, exclusive: tuple[int, int] | None) -> bool:
-    """Hold the range in ``held`` if nobody has to be waited for; what fails otherwise fails again in the pool."""
-    if exclusive is not None:
-        try:
-            held.enter_context(device.exclusive(*exclusive, False))
-        except (BlockError, OSError):
-            return False
-    return True

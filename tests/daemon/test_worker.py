@@ -50,7 +50,7 @@ from iscsid.shared.messages import (
     Stop,
     Stopped,
 )
-from iscsid.target.engine import Engine
+from iscsid.target.calls import Calls
 from iscsid.target.logout import Logout
 from iscsid.wire.const import AsyncEvent, LoginStatus
 from iscsid.wire.pdu import AsyncMessage, LogoutResponse, NopIn, NopOut, Reject, TextRequest, TextResponse
@@ -550,7 +550,7 @@ def test_bug_in_the_end_of_a_call_costs_that_session_only(
     with running(lun_of(slow)) as worker:
         first, second = worker.log_in(1), worker.log_in(2, isid=2)
         with monkeypatch.context() as patch:
-            patch.setattr(Engine, "_answer", _planted)
+            patch.setattr(Calls, "answer", _planted)
             first.send(first.write_command(0, ONES))
             assert first.at_end()
         assert worker.wait_for(SessionClosed, tsih=1).reason == "internal error"

@@ -306,7 +306,7 @@ class Session(Pair):
         assert (engine._data_out._gathering, list(engine._data_out._waiting)) == (0, [])
         data_in = engine._data_in
         assert (data_in._pieces, list(data_in._ready), list(data_in._starved)) == (0, [], [])
-        assert (engine._in_flight, self.pool.calls) == (0, [])
+        assert (engine.calls.in_flight, self.pool.calls) == (0, [])
         assert not engine.busy
 
 

@@ -547,7 +547,7 @@ def test_close_drops_the_output_and_what_the_pool_still_says() -> None:
     engine = session.engine
     idle: list[str] = []
     engine.close()
-    engine.when_idle(lambda: idle.append("idle"))
+    engine.calls.when_idle(lambda: idle.append("idle"))
     assert engine.closed and not session.connection.outbox.queued
     session.pool.finish()
     assert idle == []
@@ -560,7 +560,7 @@ def test_idle_session_says_so_at_once() -> None:
     session = Session()
     idle: list[str] = []
     session.engine.close()
-    session.engine.when_idle(lambda: idle.append("idle"))
+    session.engine.calls.when_idle(lambda: idle.append("idle"))
     assert idle == ["idle"]
 
 
