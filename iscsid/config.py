@@ -143,6 +143,13 @@ def parse(
     except (ValueError, RecursionError) as error:  # ValueError: also of int(), for a number of thousands of digits
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
         raise ConfigError(source, [Problem("", "", f"is not TOML: {reason}")]) from error
+    return read(document, source, plugins)
+
+
+def read(
+    document: Mapping[str, Any], source: str = "configuration", plugins: PluginLoader = load_plugins
+) -> tuple[ServerSpec, Plugins]:
+    """As ``parse``, from what the text says: nested tables."""
     reader = _Reader()
     known = {"server": SERVER, "discovery": DISCOVERY, "portal_group": PORTAL_GROUP, "target": TARGET}
     reader.refuse_unknown("", document, known)

@@ -63,6 +63,7 @@ class Target:
     readonly: bool
     storage: Storage
     mask: Netmask
+    line: int = 0  # where it stands
 
     def full_name(self, base: str = IQN) -> str:
         """The iSCSI name: that of the line, or the server's and the word in front."""
@@ -198,7 +199,7 @@ class _Parser:
             raise _Refused(f"Error: {error}") from None
         if old:
             self._tell(line, 'Warning: old 3 field "targets" entry, assuming read-only target', skipped=False)
-        self.file.targets[name] = Target(name, iqn or None, columns[0] in READ_ONLY, storage, mask)
+        self.file.targets[name] = Target(name, iqn or None, columns[0] in READ_ONLY, storage, mask, line.number)
 
 
 def _length(name: str, text: str) -> int | None:

@@ -37,7 +37,7 @@ from iscsid.daemon.logs import Logs
 from iscsid.daemon.media import Media
 from iscsid.daemon.pidfile import PidFile
 from iscsid.daemon.reports import Reports
-from iscsid.daemon.signals import Signals
+from iscsid.daemon.signals import Requests, Signals
 from iscsid.daemon.stats import ProcessStats
 from iscsid.shared.figures import FigureTable
 from iscsid.shared.messages import (
@@ -84,7 +84,7 @@ class Started:
     pids: tuple[int, ...]
 
 
-def _nothing(_: object) -> None:
+def _nothing(*_: object) -> None:
     pass
 
 
@@ -94,16 +94,19 @@ def serve(
     *,
     notify: Callable[[str], None] = _nothing,
     started: Callable[[Started], None] = _nothing,
+    sessions: Callable[[Session, bool], None] = _nothing,
+    signals: Callable[[], Requests] = Signals,
     run: Run = worker.run,
 ) -> int:
     """Serve until a signal or the control socket says stop; the exit code.
 
     0: stopped, and every worker had finished. 1: it could not start, or something was lost in the stop; the log says
-    what. ``notify`` gets the lines of sd_notify(3), ``started`` is called once, when connections may come; neither may
-    wait. To be called in the main thread, before any other is started: it forks. SIGTERM and SIGINT stop gracefully,
-    the second one at once.
+    what. ``notify`` gets the lines of sd_notify(3), ``started`` is called once, when connections may come, and
+    ``sessions`` with each session that is logged in (True) or gone (False); none may wait. To be called before any
+    other thread is started, for it forks, and in the main thread, unless ``signals`` says where its orders come from
+    instead. SIGTERM and SIGINT stop gracefully, the second one at once.
     """
-    return Supervisor(spec, plugins, run, notify, started).run()
+    return Supervisor(spec, plugins, run, notify, started, sessions, signals).run()
 
 
 class Supervisor:
@@ -116,6 +119,8 @@ class Supervisor:
         run: Run,
         notify: Callable[[str], None],
         started: Callable[[Started], None],
+        sessions: Callable[[Session, bool], None] = _nothing,
+        signals: Callable[[], Requests] = Signals,
     ) -> None:
         self.spec = spec
         self.plugins = plugins
@@ -127,6 +132,8 @@ class Supervisor:
         self._run_worker = run
         self._notify = notify
         self._started = started
+        self._tell_session = sessions
+        self._make_signals = signals
         self._code = OK
         self._next_tick = self.began
         self._stop_at: float | None = None
@@ -180,7 +187,7 @@ class Supervisor:
         )
         self.doorman = Doorman(self.selector, limits, self._place)
         stack.callback(self.doorman.close)
-        self._signals = Signals()
+        self._signals = self._make_signals()
         stack.callback(self._signals.close)
         self.selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self.selector.register(self._keeper, selectors.EVENT_READ, self.arbiter.on_kept)
@@ -344,9 +351,12 @@ class Supervisor:
             for other in self.registry.opened(child.index, message.tsih, message.info, now):
                 self._drop(other, "reinstated by another connection", now)
             self.arbiter.on_session_opened(child, message.tsih, message.info, now)
+            if (session := self.registry.get(message.tsih)) is not None:
+                self._tell_session(session, True)
             log.debug("session %d is open in worker %d", message.tsih, child.index)
         elif isinstance(message, SessionClosed):
-            if self.registry.closed(child.index, message.tsih) is not None:
+            if (session := self.registry.closed(child.index, message.tsih)) is not None:
+                self._tell_session(session, False)
                 self.arbiter.on_session_closed(message.tsih, now)
                 log.debug("session %d is closed: %s", message.tsih, message.reason)
             self.reports.heard_of(message.tsih)
@@ -367,6 +377,7 @@ class Supervisor:
         self.arbiter.on_death(child, now)
         self.stats.forget(child.pid)
         for session in lost:
+            self._tell_session(session, False)
             self.reports.heard_of(session.tsih)
         if self.phase is Phase.STOPPING:
             if death.code != OK:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from iscsid.daemon.signals import HANDLED, Signals
+from iscsid.daemon.signals import HANDLED, Requests, Signals
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def signals() -> Iterator[Signals]:
     signals.close()
 
 
-def wait(signals: Signals) -> list[int]:
+def wait(signals: Requests) -> list[int]:
     assert select.select([signals], [], [], 5)[0]
     return signals.read()
 
@@ -67,3 +67,22 @@ def test_worker_ignores_what_is_meant_for_the_supervisor() -> None:
         ignored = all(signal.getsignal(number) is signal.SIG_IGN for number in HANDLED)
         os._exit(0 if ignored else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_requests_are_read_like_signals_and_touch_no_handler() -> None:
+    before = [signal.getsignal(number) for number in HANDLED]
+    requests = Requests()
+    requests.send(signal.SIGHUP)
+    requests.send(signal.SIGTERM)
+    assert wait(requests) == [signal.SIGHUP, signal.SIGTERM]
+    assert [signal.getsignal(number) for number in HANDLED] == before
+    requests.close()
+    requests.send(signal.SIGTERM)  # nobody is there
+
+
+def test_requests_that_nobody_reads_do_not_block() -> None:
+    requests = Requests()
+    for _ in range(100_000):
+        requests.send(signal.SIGTERM)
+    assert len(wait(requests)) == 512
+    requests.close()
