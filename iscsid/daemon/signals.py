@@ -43,12 +43,13 @@ class Requests:
         return []
 
     def close(self) -> None:
-        """There is no server any more."""
+        """There is no server any more. To close it again does nothing."""
         with self._closing:
-            reader, writer = self._reader, self._writer
+            ends = self._reader, self._writer
             self._reader = self._writer = -1
-            os.close(reader)
-            os.close(writer)
+            for end in ends:
+                if end >= 0:
+                    os.close(end)
 
     def leave_to_supervisor(self) -> None:
         """In a worker just forked: ignore what is meant for the supervisor.
@@ -74,7 +75,9 @@ class Signals(Requests):
         }
 
     def close(self) -> None:
-        """Restore what was before."""
+        """Restore what was before, once."""
+        if self.fileno() < 0:
+            return
         for number, handler in self._old.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         signal.set_wakeup_fd(self._old_fd)

@@ -78,6 +78,7 @@ def test_requests_are_read_like_signals_and_touch_no_handler() -> None:
     assert [signal.getsignal(number) for number in HANDLED] == before
     requests.close()
     requests.send(signal.SIGTERM)  # nobody is there
+    requests.close()
 
 
 def test_requests_that_nobody_reads_do_not_block() -> None:
