@@ -224,6 +224,8 @@ def iscsid_validate(options: Mapping[str, Any]) -> list[str]:
 def iscsid_open(options: Mapping[str, Any], role: str) -> Qcow2Device:
     image = open_image(options["path"], _rules(options), writing=role != "readonly")
     try:
+        if image.size < 512:
+            raise BlockError(Fault.INVALID, f"{image.name} has {image.size} bytes, not even one block")
         return Qcow2Device(image)
     except BaseException:
         image.close()

@@ -183,14 +183,15 @@ def pack(header: Header, name: str = "image") -> bytes:
         extensions += _extension(EXT_BACKING_FORMAT, header.backing_format.encode())
     if header.data_file:
         extensions += _extension(EXT_DATA_FILE, header.data_file.encode())
-    if header.version > 2:
-        names = b"".join(struct.pack(">BB46s", kind, bit, text.encode()) for kind, bit, text in _FEATURE_NAMES)
-        extensions += _extension(EXT_FEATURE_NAMES, names)
     for kind, data in header.extensions:
         extensions += _extension(kind, data)
-    extensions += _EXTENSION.pack(EXT_END, 0)
     start = V2_LENGTH if header.version == 2 else header.header_length
     backing = header.backing.encode()
+    names = b"".join(struct.pack(">BB46s", kind, bit, text.encode()) for kind, bit, text in _FEATURE_NAMES)
+    names = _extension(EXT_FEATURE_NAMES, names)
+    if header.version > 2 and start + len(extensions) + len(names) + len(backing) + 8 <= header.cluster_size:
+        extensions += names  # for messages only; in the smallest clusters other things need the room
+    extensions += _EXTENSION.pack(EXT_END, 0)
     header.backing_offset = start + len(extensions) if backing else 0
     whole = header.fixed().ljust(start, b"\0") + extensions + backing
     if len(whole) > header.cluster_size or len(backing) > MAX_BACKING_NAME:

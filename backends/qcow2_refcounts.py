@@ -164,13 +164,12 @@ class Refcounts:
 
         Their counts are 1 in memory at the return, and have to be on disk before anything refers to them.
         """
-        start = self.hint
-        while True:
-            start = self._next_free(start)
+        if whole and count > 1:
+            row = self._find_row(count)
+            start, run = self._new_row(count) if row is None else row, count
+        else:
+            start = self._next_free(self.hint)
             run = self._run(start, count)
-            if run == count or not whole:
-                break
-            start += run
         if (start + run) << self._header.cluster_bits > MAX_OFFSET:
             raise BlockError(Fault.NO_SPACE, f"{self._storage.name}: the format has no room for more clusters")
         for cluster in range(start, start + run):
@@ -183,6 +182,45 @@ class Refcounts:
         if not whole or start == self.hint:
             self.hint = start + run
         return start, run
+
+    def _find_row(self, count: int) -> int | None:
+        """The first of ``count`` free clusters in a row, among those that blocks count already."""
+        cluster = self.hint
+        while (block := self.block(cluster // self.per_block)) is not None:
+            index, field = divmod(cluster, self.per_block)
+            free = self._find(block, field)
+            if free < 0:
+                cluster = (index + 1) * self.per_block
+                continue
+            start = index * self.per_block + free
+            run = self._run(start, count)
+            if run == count:
+                return start
+            cluster = start + run
+        return None
+
+    def _new_row(self, count: int) -> int:
+        """Clusters behind all that is in use, with the blocks that count them in front of all of them."""
+        blocks = -(-count // (self.per_block - 1))
+        while (index := self._end_index()) + blocks > len(self.table):
+            self.grow_table(index + blocks)
+        start = index * self.per_block
+        for number in range(blocks):
+            self.add_block_at(index + number, start + number)
+        for number in range(blocks):
+            self.set(start + number, 1)
+        for number in range(blocks):
+            self.dirty.discard(index + number)
+            self._write_block(index + number)
+        self._link(index, blocks)
+        return start + blocks
+
+    def _end_index(self) -> int:
+        """The first block from which on there are neither blocks nor clusters in the file."""
+        used = len(self.table)
+        while used and not self.table[used - 1]:
+            used -= 1
+        return max(used, -(-self._storage.size // (self._header.cluster_size * self.per_block)))
 
     def _next_free(self, cluster: int) -> int:
         """The first free cluster from ``cluster`` on; its refcount block is there at the return."""
@@ -246,32 +284,32 @@ class Refcounts:
         if self._forbidden(cluster):
             raise BlockError(Fault.INTERNAL, f"{self._storage.name}: cluster {cluster} is not counted, but in use")
         self.add_block_at(index, cluster)
-        if cluster // self.per_block == index:
-            self.set(cluster, 1)
-            self.dirty.discard(index)
-            self._write_block(index)
-        self._link(index, cluster)
+        self.set(cluster, 1)
+        self.dirty.discard(index)
+        self._write_block(index)
+        self._link(index, 1)
 
     def add_block_at(self, index: int, cluster: int) -> None:
         """An empty block ``index`` in memory, to lie at ``cluster``."""
         self._make_room()
         self._blocks[index] = bytearray(self._header.cluster_size)
         self.table[index] = cluster << self._header.cluster_bits
+        self.dirty.add(index)  # so that it is not dropped before it has been written
 
     def _write_block(self, index: int) -> None:
         self._storage.write(self._blocks[index], self.table[index])
 
-    def _link(self, index: int, cluster: int) -> None:
-        """Point the table on disk at a block that is written."""
+    def _link(self, index: int, count: int) -> None:
+        """Point the table on disk at ``count`` blocks that are written."""
         self._storage.sync()
         at = self._header.reftable_offset + index * 8
-        self._storage.write((cluster << self._header.cluster_bits).to_bytes(8, "big"), at)
+        self._storage.write(self.table_bytes()[index * 8 : (index + count) * 8], at)
 
     def grow_table(self, entries: int) -> None:
         """A larger table, behind everything that is in use, with the blocks that count it; then the old one goes."""
         bits, size = self._header.cluster_bits, self._header.cluster_size
         old = self._header.reftable_offset >> bits, self._header.reftable_clusters
-        first_index = max(len(self.table), entries, -(-self._storage.size // (size * self.per_block)))
+        first_index = max(len(self.table), entries, self._end_index())
         start = first_index * self.per_block
         wanted = max(entries, len(self.table) * 2, first_index + 1)
         while True:
