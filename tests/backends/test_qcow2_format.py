@@ -1,4 +1,4 @@
-"""The format as bytes: what is written can be parsed, and what makes no sense is refused with the file and the thing."""
+"""The format as bytes: what is written is parsed, and what makes no sense is refused with the file and the thing."""
 
 from __future__ import annotations
 
