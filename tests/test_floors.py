@@ -42,6 +42,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "cli_image": ("errors", "plugin"),
     "cli": (*PURE, "cli_image", "specs", "plugin", "values", "config", "daemon", "initiator"),
     "compat": (*PURE, "specs", "plugin", "values", "config", "daemon", "initiator"),
+    "testing": ("errors", "daemon", "initiator"),
+    "pytest_plugin": ("testing",),
     "__main__": ("cli",),
     # outside the wall: as any stranger
     "backends": ("plugin",),
