@@ -26,6 +26,7 @@ from rich.text import Text
 
 from iscsid import __version__, config, values
 from iscsid.cli_image import image
+from iscsid.cli_layer import layer
 from iscsid.daemon.control import ControlError, ask
 from iscsid.daemon.errors import StartError
 from iscsid.errors import ConfigError, IscsidError
@@ -85,6 +86,7 @@ def main() -> None:
 
 
 main.add_command(image)
+main.add_command(layer)
 
 
 # -- serve and check ---------------------------------------------------------------------------------------------------

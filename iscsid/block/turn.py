@@ -36,10 +36,10 @@ class Turn:
         self.over.update(over)
         self._passed.clear()
 
-    def pause(self, who: int, reserve: Callable[[], float], sleep: Callable[[float], None]) -> None:
+    def pause(self, who: int, reserve: Callable[[], float], sleep: Callable[[float], None]) -> bool:
         if who in self.over and who not in self._passed:
             self._passed.add(who)
-            return
+            return False
         again = who in self._passed
         seconds = reserve()
         self.over.add(who)
@@ -49,20 +49,22 @@ class Turn:
             sleep(seconds)
         else:
             raise Later(seconds)
+        return True
 
 
 #: Set by each thread of a pool, once.
 current: ContextVar[Turn | None] = ContextVar("turn", default=None)
 
 
-def pause(who: object, reserve: Callable[[], float], sleep: Callable[[float], None]) -> None:
-    """Wait for as long as ``reserve()`` says, in seconds; it is asked once for each wait.
+def pause(who: object, reserve: Callable[[], float], sleep: Callable[[float], None]) -> bool:
+    """Wait for as long as ``reserve()`` says, in seconds; it is asked once for each wait. False: it was over already.
 
     To be called by a layer, ``who``, at the beginning of a call that may wait (never of a ``nowait`` or ``view``),
     before anything is done. ``sleep`` is ``time.sleep``, for where a thread has to do it.
     """
     turn = current.get()
     if turn is not None:
-        turn.pause(id(who), reserve, sleep)
-    elif (seconds := reserve()) > 0:
+        return turn.pause(id(who), reserve, sleep)
+    if (seconds := reserve()) > 0:
         sleep(seconds)
+    return True

@@ -27,8 +27,9 @@ class WorkerBoot:
     """Everything that a worker knows of the server; handed over by the fork, never serialized.
 
     ``prepared`` holds, per target name and LUN, the options to open the back end with: those of the configuration,
-    and what ``prepare`` added to them before the fork; ``layers`` the same for the layers over it. ``owners`` names, per target with a LUN that only one process
-    may open, the index of the worker that opens it: no other worker opens that target's devices or serves it.
+    and what ``prepare`` added to them before the fork; ``layers`` the same for the layers over it. ``owners`` names,
+    per target with a LUN that only one process may open, the index of the worker that opens it: no other worker opens
+    that target's devices or serves it.
     ``copy_key`` authenticates the tokens of copies; it is the same in all workers of one server.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Sharing, Space, Support, Threading
+from iscsid.block.fault import fault_of
 from iscsid.block.filter import Filter
 from iscsid.block.turn import pause
 from iscsid.errors import BlockError, Fault
@@ -33,6 +34,7 @@ __all__ = [
     "Support",
     "Threading",
     "Verb",
+    "fault_of",
     "hookimpl",
     "pause",
 ]

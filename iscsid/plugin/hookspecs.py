@@ -10,13 +10,13 @@ Whatever a hook raises becomes a PluginError that names the plugin; the server l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
-    from iscsid.block.device import Device
+    from iscsid.block.device import Device, Sharing
     from iscsid.plugin.auth import AuthInfo, CredentialSource
     from iscsid.plugin.info import BackendInfo, LayerInfo
 
@@ -76,6 +76,15 @@ def iscsid_image(options: Mapping[str, Any], verb: str, arguments: Mapping[str, 
 
 
 @hookspec(firstresult=True)
+def iscsid_sharing(options: Mapping[str, Any]) -> Sharing | None:
+    """How many processes may open the medium, where that depends on the options; None: as BackendInfo says.
+
+    Called in the supervisor, before ``iscsid_prepare``: it must not wait. What is promised here and turns out not to
+    hold is for ``iscsid_prepare`` to refuse.
+    """
+
+
+@hookspec(firstresult=True)
 def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Do what must be done once for all workers: claim the medium, create what the options allow, make shared memory.
 
@@ -108,7 +117,7 @@ def iscsid_filter(device: Device, name: str, options: Mapping[str, Any]) -> Devi
 
 @hookspec(firstresult=True)
 def iscsid_layer_validate(name: str, options: Mapping[str, Any]) -> list[str] | None:
-    """As ``iscsid_validate``, for the layer ``name``. Its problems may begin with the option they are about and ": "."""
+    """As ``iscsid_validate``, for the layer ``name``."""
 
 
 @hookspec(firstresult=True)
@@ -121,6 +130,18 @@ def iscsid_layer_prepare(name: str, options: Mapping[str, Any]) -> Mapping[str, 
 @hookspec(firstresult=True)
 def iscsid_layer_release(name: str, options: Mapping[str, Any]) -> None:
     """Undo ``iscsid_layer_prepare``; ``options`` has what it returned. After the last worker closed the device."""
+
+
+@hookspec(firstresult=True)
+def iscsid_layer_verb(
+    name: str, verb: str, options: Mapping[str, Any], below: Callable[[], Device]
+) -> Mapping[str, Any] | None:
+    """Do ``verb``, one of the ``verbs`` of the layer ``name``, for ``iscsid layer``.
+
+    ``options`` are those of the layer in a configuration; ``below()`` opens the device under it, which the caller
+    closes. What needs that device to itself sees to it that no server has it. What it answers is printed, and has to
+    be fit for JSON.
+    """
 
 
 @hookspec

@@ -48,7 +48,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """Something that can be done with a medium of a back end, by ``iscsid image NAME``: see ``iscsid_image``."""
+    """Something that can be done with a medium of a back end, by ``iscsid image NAME``: see ``iscsid_image``.
+
+    Or with what a layer keeps, by ``iscsid layer NAME``: see ``iscsid_layer_verb``. Those take no options of their own.
+    """
 
     name: str
     doc: str
@@ -77,7 +80,7 @@ class LayerInfo:
     """A layer: the name that ``layer = ...`` gives, what it does, and its options (as in BackendInfo).
 
     ``sharing`` is how many processes may have this layer over one medium: one that keeps something of the data to
-    itself (a write-back cache, an overlay in memory) allows one.
+    itself (a write-back cache, an overlay in memory) allows one. ``verbs`` are what ``iscsid_layer_verb`` can be asked.
     """
 
     name: str
@@ -85,6 +88,7 @@ class LayerInfo:
     options: tuple[Option, ...] | None = None
     api: int = API_VERSION
     sharing: Sharing = Sharing.SHARED
+    verbs: tuple[Verb, ...] = ()
 
 
 def parse_size(text: str) -> int:

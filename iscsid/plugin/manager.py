@@ -38,9 +38,18 @@ BUILTIN = (
     "iscsid_backends.null",
     "iscsid_backends.blockdev",
     "iscsid_backends.qcow2",
+    "iscsid_backends.nbd",
     "iscsid_backends.concat",
     "iscsid_backends.mirror",
     "iscsid_plugins.offset",
+    "iscsid_plugins.partition",
+    "iscsid_plugins.protect",
+    "iscsid_plugins.rate",
+    "iscsid_plugins.delay",
+    "iscsid_plugins.retry",
+    "iscsid_plugins.fault",
+    "iscsid_plugins.log",
+    "iscsid_plugins.stats",
     "iscsid_plugins.chap",
 )
 #: Names of built-in back ends that are not the name of their module (``block`` is a room of iscsid already).
@@ -253,6 +262,17 @@ class Plugins:
         if failures:
             raise failures[0]
 
+    def layer_verb(
+        self, layer: str, options: Mapping[str, Any], verb: str, below: Callable[[], Device]
+    ) -> Mapping[str, Any]:
+        """Do ``verb`` with what ``layer`` keeps; see the hook ``iscsid_layer_verb``."""
+        owner, values = self._options(layer, options, self._layers, "layer")
+        self._require(owner.plugin, "iscsid_layer_verb")
+        answer = self._call(owner.plugin, "iscsid_layer_verb", name=layer, verb=verb, options=values, below=below)
+        if not isinstance(answer, Mapping):
+            raise PluginError(owner.plugin, f"iscsid_layer_verb answered {type(answer).__name__}, not a mapping")
+        return answer
+
     def create(self, backend: str, options: Mapping[str, Any]) -> None:
         """Make the medium that ``options`` describe."""
         owner, values = self._options(backend, options)
@@ -289,7 +309,10 @@ class Plugins:
         owner, values = self._options(backend, options)
         assert isinstance(owner.info, BackendInfo)
         over = set(layers)
-        found = [owner.info.sharing, *(info.sharing for name, info in self.layers.items() if name in over)]
+        own = self._call(owner.plugin, "iscsid_sharing", options=values)
+        if not isinstance(own, Sharing | None):
+            raise PluginError(owner.plugin, f"iscsid_sharing answered {type(own).__name__}, not a Sharing")
+        found = [own or owner.info.sharing, *(info.sharing for name, info in self.layers.items() if name in over)]
         for _, there in _members(owner, values):
             for member in there:
                 found.append(self.sharing(member.backend, member.options, (name for name, _ in member.layers)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,29 @@ TMPFS_MAGIC = 0x01021994
 class Medium:
     """A prepared medium, opened as often as a test likes, each time as one more worker would."""
 
-    def __init__(self, plugins: Plugins, kind: str, backend: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        plugins: Plugins,
+        kind: str,
+        backend: str,
+        options: dict[str, Any],
+        layers: Sequence[tuple[str, dict[str, Any]]] = (),
+    ) -> None:
         self.kind = kind
         self.backend = backend
         self.keeps = backend != "null"  # what is written can be read
         self.plugins = plugins
-        self.exclusive = plugins.sharing(backend, options) is Sharing.EXCLUSIVE_OWNER
+        names = [name for name, _ in layers]
+        self.exclusive = plugins.sharing(backend, options, names) is Sharing.EXCLUSIVE_OWNER
         self.options = plugins.prepare(backend, options)
+        self.layers = plugins.prepare_layers(layers)
         self._open: dict[Guarded, object] = {}  # with what it was opened with
 
     def device(self, role: str = "worker") -> Any:
-        return self.plugins.open(self.backend, self.options, role)
+        device = self.plugins.open(self.backend, self.options, role)
+        for name, options in self.layers:
+            device = self.plugins.wrap(device, name, options)
+        return device
 
     def open(self, role: str = "worker", **arguments: Any) -> Guarded:
         """A medium that only one process may have is open once only: all who use it alike share the device."""
@@ -54,6 +66,7 @@ class Medium:
     def close(self) -> None:
         for guard in self._open:
             guard.close()
+        self.plugins.release_layers(self.layers)
         self.plugins.release(self.backend, self.options)
 
 

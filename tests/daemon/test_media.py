@@ -110,6 +110,6 @@ def test_layers_are_prepared_and_released_before_their_back_end() -> None:
 
 def test_layer_that_cannot_be_prepared_leaves_nothing_prepared() -> None:
     plugins: Any = Plugins()
-    with pytest.raises(StartError, match="target a, lun 0: .*cannot"):
+    with pytest.raises(StartError, match=r"target a, lun 0: .*cannot"):
         Media(layered("one", "bad"), plugins)
     assert plugins.released == [("ram", 1)]

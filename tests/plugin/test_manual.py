@@ -86,3 +86,15 @@ def test_every_builtin_is_described_with_its_options() -> None:
     for name, info in load().backends.items():
         assert info.options is not None
         assert all(f"`{option.name}`" in rows[name] for option in info.options)
+
+
+def test_every_builtin_layer_is_described_with_its_options_and_defaults() -> None:
+    section = MANUAL.split("## The layers that come with iscsid", 1)[1].split("\n## ", 1)[0]
+    rows = {line.split("|")[1].strip(" `"): line for line in section.splitlines() if line.startswith("| `")}
+    layers = load().layers
+    assert set(rows) == set(layers)
+    for name, info in layers.items():
+        assert info.options is not None
+        for option in info.options:
+            default = "" if option.default is None else f" ({str(option.default).replace('True', 'true')})"
+            assert f"`{option.name}`{default}" in rows[name], (name, option.name)
