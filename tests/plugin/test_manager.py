@@ -66,7 +66,7 @@ def reason(plugins: Plugins, name: str = "mine") -> str:
 def test_every_builtin_loads() -> None:
     plugins = load()
     assert not plugins.failures
-    assert set(plugins.backends) == {"file", "ram", "null", "block", "concat", "mirror", "qcow2"}
+    assert set(plugins.backends) == {"file", "ram", "null", "block", "concat", "mirror", "nbd", "qcow2"}
     assert all(info.doc and info.options for info in plugins.backends.values())
 
 
