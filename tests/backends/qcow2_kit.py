@@ -98,6 +98,7 @@ class Workload:
         self.model = bytearray(content(image))
         self.note = note
         self.snapshots: dict[str, bytes] = {}
+        self.made = 0
 
     def step(self, operations: str = "wwwwwdzuf") -> None:
         rng, size = self.rng, len(self.model) // SECTOR * SECTOR
@@ -148,7 +149,8 @@ class Workload:
         names = list(self.snapshots)
         try:
             if operation == "S" and len(names) < 4:
-                name = f"s{self.rng.randrange(1 << 30)}"
+                self.made += 1
+                name = f"{id(self)}-{self.made}"
                 qcow2_snapshots.create(self.image, name)
                 self.snapshots[name] = bytes(self.model)
             elif operation == "A" and names:
