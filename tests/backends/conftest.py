@@ -199,3 +199,18 @@ def medium(request: pytest.FixtureRequest, plugins: Plugins) -> Iterator[Medium]
     medium = Medium(plugins, request.param, backend, options)
     yield medium
     medium.close()
+
+
+@pytest.fixture
+def stacked(request: pytest.FixtureRequest, plugins: Plugins) -> Iterator[Callable[..., Medium]]:
+    """Makes a medium of a kind with layers over it, under a name of its own."""
+    made: list[Medium] = []
+
+    def make(name: str, kind: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> Medium:
+        backend, options = MAKERS[kind](request)
+        made.append(Medium(plugins, name, backend, options, layers))
+        return made[-1]
+
+    yield make
+    for medium in made:
+        medium.close()

@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import test_contract
-from conftest import MAKERS, Medium
 from test_contract import EXPECTED, INLINE
 
 from iscsid.block.device import Capabilities, Support
@@ -58,14 +57,11 @@ def inline(stack: str, kind: str) -> bool:
 
 
 @pytest.fixture(params=[f"{stack}/{kind}" for stack, kind in itertools.product(STACKS, UNDER)])
-def medium(request: pytest.FixtureRequest, plugins: Plugins, tmp_path: Path) -> Iterator[Medium]:
+def medium(request: pytest.FixtureRequest, stacked: Callable[..., Any], tmp_path: Path) -> Any:
     stack, kind = request.param.split("/")
-    backend, options = MAKERS[kind](request)
     layer, values = STACKS[stack]
     values = {key: str(tmp_path / f"{layer}.{key}") if value is _PATH else value for key, value in values.items()}
-    medium = Medium(plugins, request.param, backend, options, [(layer, values)])
-    yield medium
-    medium.close()
+    return stacked(request.param, kind, [(layer, values)])
 
 
 @pytest.fixture(autouse=True)
