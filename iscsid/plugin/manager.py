@@ -50,6 +50,7 @@ BUILTIN = (
     "iscsid_plugins.fault",
     "iscsid_plugins.log",
     "iscsid_plugins.stats",
+    "iscsid_plugins.cow",
     "iscsid_plugins.chap",
 )
 #: Names of built-in back ends that are not the name of their module (``block`` is a room of iscsid already).
@@ -89,7 +90,9 @@ def _with_opener(member: Member, opener: Callable[[], Device]) -> Member:
 
 
 class Plugins:
-    """The plugins of one process. Made by :func:`load`."""
+    """The plugins of one process. Made by :func:`load`, whose ``arguments`` make the same in another process."""
+
+    arguments: tuple[frozenset[str] | None, tuple[str, ...], tuple[str, ...]] | None = None
 
     def __init__(self, disabled: Iterable[str] = ()) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -222,6 +225,19 @@ class Plugins:
             self._release_members(owner, values)
             raise
         return {**values, **(added or {})}
+
+    def resize(self, backend: str, options: Mapping[str, Any], size: int) -> dict[str, Any]:
+        """Give a medium another size, for which ``options`` is the answer of :meth:`prepare`; in the supervisor.
+
+        Returns the options to open it with from now on. Raises PluginError, where the back end cannot do it as well.
+        """
+        owner = self._owner(self._backends, "back end", backend)
+        if not self._implements(owner.plugin, "iscsid_resize"):
+            raise PluginError(owner.plugin, f"the back end {backend} cannot change the size of what is in use")
+        added = self._call(owner.plugin, "iscsid_resize", options=options, size=size)
+        if not isinstance(added, Mapping | None):
+            raise PluginError(owner.plugin, f"iscsid_resize answered {type(added).__name__}, not a mapping")
+        return {**options, "size": size, **(added or {})}
 
     def release(self, backend: str, options: Mapping[str, Any]) -> None:
         """Undo :meth:`prepare`, whose answer is ``options``; in the supervisor, after the last worker closed."""
@@ -483,7 +499,9 @@ def load(
     imported (None: all are). Those of strangers are, since only they know what they provide. ``disabled`` are names
     of plugins or back ends that must not be imported at all. Never raises: see ``Plugins.failures``.
     """
+    names = None if names is None else frozenset(names)
     plugins = Plugins(disabled)
+    plugins.arguments = (names, tuple(map(str, plugin_dirs)), tuple(disabled))
     wanted = None if names is None else {PROVIDED_BY.get(name, name) for name in names}
     for path in BUILTIN:
         name = path.rpartition(".")[2]

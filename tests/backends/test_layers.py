@@ -20,7 +20,7 @@ from test_contract import EXPECTED, INLINE
 from iscsid.block.device import Capabilities, Support
 from iscsid.plugin.manager import Plugins
 
-NONE, NATIVE = Support.NONE, Support.NATIVE
+NONE, EMULATE, NATIVE = Support.NONE, Support.EMULATE, Support.NATIVE
 UNDER = ("ram", "file-disk", "file-direct")
 _PATH = object()  # stands for a path in the test's folder
 
@@ -33,17 +33,31 @@ STACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "fault": ("fault", {"per_million": 0}),
     "log": ("log", {"calls": "flush"}),
     "stats": ("stats", {"path": _PATH}),
+    "cow-file": ("cow", {"path": _PATH}),
+    "cow-memory": ("cow", {"cluster": "4 KiB"}),
 }
 #: Layers without a device that keeps the contract: one needs a certain content and is ``offset`` otherwise, the other
 #: is there to refuse writes.
 LEFT_OUT = {"partition", "protect"}
 
 _WAITS = {"rate", "delay", "retry", "fault"}
+_OVERLAY = Capabilities(
+    write=NATIVE,
+    fua=EMULATE,
+    write_zeroes=EMULATE,
+    block_status=EMULATE,
+    read_nowait=NATIVE,
+    write_nowait=NATIVE,
+)
 
 
 def expected(stack: str, kind: str) -> Capabilities:
     """The truth table of layers, as what each takes away from the device below, and adds."""
     below = EXPECTED[kind]
+    if stack.startswith("cow"):
+        flush = NATIVE if stack == "cow-file" else NONE
+        now = NONE if kind == "file-direct" else NATIVE  # buffers have to be aligned there
+        return dataclasses.replace(_OVERLAY, flush=flush, read_nowait=now, write_nowait=now)
     if stack in _WAITS:
         tried = {"read_nowait": NATIVE, "write_nowait": NATIVE} if kind in INLINE else {}
         if stack == "fault":
@@ -53,7 +67,7 @@ def expected(stack: str, kind: str) -> Capabilities:
 
 
 def inline(stack: str, kind: str) -> bool:
-    return kind in INLINE and stack not in _WAITS
+    return kind in INLINE and stack not in _WAITS | {"cow-file"}
 
 
 @pytest.fixture(params=[f"{stack}/{kind}" for stack, kind in itertools.product(STACKS, UNDER)])
