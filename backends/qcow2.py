@@ -122,8 +122,11 @@ class Qcow2Device(Device):
         raise BlockingIOError  # as above, of an image that is read only
 
     def flush(self) -> None:
+        """A checkpoint. Of an image that was found damaged, what was written before may not be reachable: an error."""
         if self.image.writing:
             self.image.checkpoint()
+        elif not self.readonly:
+            raise BlockError(Fault.WRITE_ERROR, f"{self.image.name} is corrupt; what was not flushed is lost")
 
     def discard(self, offset: int, length: int) -> None:
         self._change(discard, offset, length)

@@ -89,6 +89,17 @@ def test_readonly_device_of_a_corrupt_image_is_read(plugins: Plugins, tmp_path: 
     guard.close()
 
 
+def test_flush_of_an_image_that_was_found_damaged_fails(plugins: Plugins, tmp_path: Path) -> None:
+    guard = device(plugins, make(tmp_path / "disk.qcow2"))
+    guard.write(memoryview(b"x" * 8192), 0)
+    found: Any = guard._device
+    with pytest.raises(BlockError, match="corrupt"):
+        found.image.damaged("planted")
+    with pytest.raises(BlockError, match="what was not flushed is lost"):
+        guard.flush()
+    guard.close()
+
+
 @pytest.mark.judge("qemu-img")
 def test_verbs_do_what_they_say(plugins: Plugins, tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
