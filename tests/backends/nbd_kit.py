@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from iscsid.plugin import Device
 from iscsid_backends import nbd
 from iscsid_backends import nbd_protocol as p
 from iscsid_backends.nbd_client import Client, Settings
 from iscsid_backends.nbd_uri import Address
+
+from iscsid.plugin import Device
 
 SIZE = 1 << 20
 PATIENCE = 20.0

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from nbd_kit import CONTEXT, SIZE, Asked, Peer, Play, Script, chunk, until
-
-from iscsid.plugin import BlockError, Fault
 from iscsid_backends import nbd_protocol as p
 from iscsid_backends.nbd_client import connect
 from iscsid_backends.nbd_connection import Connection, Lost, Request, Unanswered
+from nbd_kit import CONTEXT, SIZE, Asked, Peer, Play, Script, chunk, until
+
+from iscsid.plugin import BlockError, Fault
 
 SOON = 5.0
 

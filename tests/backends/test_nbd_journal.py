@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from iscsid_backends import nbd_journal
 from iscsid_backends.nbd_journal import Journal
 

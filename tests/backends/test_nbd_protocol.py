@@ -7,10 +7,10 @@ import struct
 from typing import Any
 
 import pytest
+from iscsid_backends import nbd_protocol as p
 from nbd_kit import FLAGS, GREETING, SIZE, reply
 
 from iscsid.plugin import Content, Extent
-from iscsid_backends import nbd_protocol as p
 
 GO_INFO = struct.pack(">HQH", p.INFO_EXPORT, SIZE, FLAGS)
 CONTEXT = struct.pack(">I", 3) + p.ALLOCATION

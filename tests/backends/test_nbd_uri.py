@@ -6,7 +6,6 @@ import ssl
 from pathlib import Path
 
 import pytest
-
 from iscsid_backends.nbd_uri import Address, Credentials, parse
 
 
