@@ -7,12 +7,14 @@ import os
 import select
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import StartServer
 from e2e_initiator import NO_TAG, SCSI_RESPONSE, Initiator, pdu
-from e2e_server import wait_until
+from e2e_server import Server, wait_until
+
+StartServer = Callable[..., Server]
 
 LOGICAL_UNIT_RESET, TARGET_WARM_RESET = 5, 6
 TMF, TMF_RESPONSE = 0x02, 0x22
