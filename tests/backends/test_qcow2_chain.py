@@ -185,11 +185,10 @@ def test_autoclear_bits_are_cleared_by_the_first_opening_for_writing(tmp_path: P
 
 
 @judge
-@pytest.mark.parametrize("kind", ["aes", "luks"])
-def test_encrypted_image_is_refused(tmp_path: Path, kind: str) -> None:
+def test_encrypted_image_is_refused(tmp_path: Path) -> None:
+    options = "encrypt.format=aes,encrypt.key-secret=s"
     secret = ["--object", "secret,id=s,data=abc"]
-    options = f"encrypt.format={kind},encrypt.key-secret=s" + (",encrypt.iter-time=10" if kind == "luks" else "")
     qemu("create", "-q", *secret, "-f", "qcow2", "-o", options, tmp_path / "disk.qcow2", "1M")
-    with pytest.raises(BlockError, match=f"encrypted .{kind.upper()}.") as caught:
+    with pytest.raises(BlockError, match=r"encrypted .AES.") as caught:
         opened(tmp_path / "disk.qcow2", writing=False)
     assert caught.value.fault is Fault.UNSUPPORTED
