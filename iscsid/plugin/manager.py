@@ -51,6 +51,8 @@ BUILTIN = (
     "iscsid_plugins.log",
     "iscsid_plugins.stats",
     "iscsid_plugins.cow",
+    "iscsid_plugins.cache",
+    "iscsid_plugins.checksum",
     "iscsid_plugins.chap",
 )
 #: Names of built-in back ends that are not the name of their module (``block`` is a room of iscsid already).

@@ -34,6 +34,9 @@ STACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "log": ("log", {"calls": "flush"}),
     "stats": ("stats", {"path": _PATH}),
     "cow-file": ("cow", {"path": _PATH}),
+    "checksum": ("checksum", {"path": _PATH}),
+    "cache": ("cache", {}),
+    "cache-back": ("cache", {"mode": "back", "size": "1 MiB", "dirty": "128 KiB"}),
     "cow-memory": ("cow", {"cluster": "4 KiB"}),
 }
 #: Layers without a device that keeps the contract: one needs a certain content and is ``offset`` otherwise, the other
@@ -58,6 +61,12 @@ def expected(stack: str, kind: str) -> Capabilities:
         flush = NATIVE if stack == "cow-file" else NONE
         now = NONE if kind == "file-direct" else NATIVE  # buffers have to be aligned there
         return dataclasses.replace(_OVERLAY, flush=flush, read_nowait=now, write_nowait=now)
+    if stack.startswith("cache"):
+        now = NONE if kind == "file-direct" else NATIVE
+        back = {"flush": NATIVE, "fua": EMULATE, "block_status": EMULATE} if stack == "cache-back" else {}
+        return dataclasses.replace(below, view=NONE, read_nowait=now, write_nowait=now, **back)
+    if stack == "checksum":
+        return dataclasses.replace(_OVERLAY, flush=NATIVE, read_nowait=NONE, write_nowait=NONE)
     if stack in _WAITS:
         tried = {"read_nowait": NATIVE, "write_nowait": NATIVE} if kind in INLINE else {}
         if stack == "fault":
@@ -67,7 +76,7 @@ def expected(stack: str, kind: str) -> Capabilities:
 
 
 def inline(stack: str, kind: str) -> bool:
-    return kind in INLINE and stack not in _WAITS | {"cow-file"}
+    return kind in INLINE and stack not in _WAITS | {"cow-file", "checksum", "cache", "cache-back"}
 
 
 @pytest.fixture(params=[f"{stack}/{kind}" for stack, kind in itertools.product(STACKS, UNDER)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from iscsid.block.device import Device, Mode, Threading
@@ -74,3 +76,48 @@ def read(device: Any, offset: int = 0, length: int = 4096) -> bytes:
 
 def write(device: Any, data: bytes, offset: int = 0) -> None:
     device.write(memoryview(data), offset)
+
+
+class Disk:
+    """Stands for ``os`` in the module: what was written and not synced may be on the medium or not, page by page."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.pending: list[tuple[bytes, int]] = []
+        self.durable = bytearray()
+        self.images: list[tuple[bytearray, list[tuple[bytes, int]], int]] = []
+        self.synced = -1  # the last step that a sync had finished
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def pwrite(self, fd: int, data: Any, offset: int) -> int:
+        self.pending.append((bytes(data), offset))
+        self.crash()
+        return os.pwrite(fd, data, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        self.durable[:] = Path(self.path).read_bytes()
+        self.pending.clear()
+        self.crash()
+
+    def crash(self) -> None:
+        self.images.append((bytearray(self.durable), list(self.pending), self.synced))
+
+
+class Volatile(Recorder):
+    """A Recorder with a write cache: ``pending`` is what was written since the last flush, ``durable`` the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.durable = bytearray(self.memory)
+        self.pending: list[tuple[bytes, int]] = []
+
+    def write(self, data: memoryview, offset: int) -> None:
+        super().write(data, offset)
+        self.pending += [(bytes(data[at : at + 512]), offset + at) for at in range(0, len(data), 512)]
+
+    def flush(self) -> None:
+        super().flush()
+        self.durable[:] = self.memory
+        self.pending.clear()

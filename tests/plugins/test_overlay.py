@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from iscsid_plugins import overlay
 from iscsid_plugins.overlay import PAGE, Overlay, open_file
+from layer_kit import Disk
 
 from iscsid.errors import BlockError, Fault
 
@@ -137,33 +138,6 @@ def test_sync_that_failed_goes_on_failing(opened: Any, monkeypatch: pytest.Monke
             over.sync()
     with pytest.raises(BlockError, match="an earlier flush failed"):
         over.sync()
-
-
-class Disk:
-    """Stands for ``os`` in the module: what was written and not synced may be on the medium or not, page by page."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.pending: list[tuple[bytes, int]] = []
-        self.durable = bytearray()
-        self.images: list[tuple[bytearray, list[tuple[bytes, int]], int]] = []
-        self.synced = -1  # the last step that a sync had finished
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-    def pwrite(self, fd: int, data: Any, offset: int) -> int:
-        self.pending.append((bytes(data), offset))
-        self.crash()
-        return os.pwrite(fd, data, offset)
-
-    def fdatasync(self, fd: int) -> None:
-        self.durable[:] = Path(self.path).read_bytes()
-        self.pending.clear()
-        self.crash()
-
-    def crash(self) -> None:
-        self.images.append((bytearray(self.durable), list(self.pending), self.synced))
 
 
 @pytest.mark.parametrize("seed", range(4))
