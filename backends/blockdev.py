@@ -15,7 +15,7 @@ import stat
 from collections.abc import Mapping
 from typing import Any
 
-from iscsid.plugin import BackendInfo, BlockError, Capabilities, Fault, Option, Support, hookimpl
+from iscsid.plugin import BackendInfo, BlockError, Capabilities, Descriptor, Fault, Option, Support, hookimpl
 
 from . import linux
 from .descriptor import DescriptorDevice, reopen
@@ -100,7 +100,7 @@ def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any]:
     path = options["path"]
     _must_be_block(path, os.stat(path))
     try:
-        return {"claim": _claim(path)}
+        return {"claim": Descriptor(_claim(path))}
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise

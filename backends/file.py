@@ -18,6 +18,7 @@ from iscsid.plugin import (
     BackendInfo,
     BlockError,
     Capabilities,
+    Descriptor,
     Extent,
     Fault,
     Option,
@@ -37,7 +38,7 @@ OPTIONS = (
         "size",
         minimum=512,
         maximum=65536,
-        doc="the physical block that initiators are told of, a power of two; by default that of the file system",
+        doc="the physical block that initiators are told of, a power of two; by default the logical block",
     ),
     Option("direct", "bool", default=False, doc="go past the page cache (O_DIRECT)"),
 )
@@ -57,11 +58,14 @@ class FileDevice(DescriptorDevice):
         self.size = facts.st_size
         self.readonly = readonly
         self.discard_granularity = min(max(facts.st_blksize, 512), 65536)
-        self.physical_block_size = physical_block_size or self.discard_granularity
+        # The page cache takes a single logical block; that the file system's block suits it better is a hint.
+        self.physical_block_size = physical_block_size
+        self.minimum_io = self.discard_granularity
         self._holes = not readonly and can_punch(fd, self.size)
         self.discard_zeroes = self._holes
         if direct:
             self.alignment = self.block_size = direct_alignment(fd)
+            self.physical_block_size = physical_block_size or self.discard_granularity
 
     def discard(self, offset: int, length: int) -> None:
         linux.punch_hole(self._fd, offset, length)
@@ -170,7 +174,20 @@ def iscsid_create(options: Mapping[str, Any]) -> None:
 @hookimpl
 def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Create and grow the file once, and hold it for the workers to open (see ``reopen``)."""
-    return {"claim": _claim(options)}
+    return {"claim": Descriptor(_claim(options))}
+
+
+@hookimpl
+def iscsid_resize(options: Mapping[str, Any], size: int) -> None:
+    claim, path = options["claim"], options["path"]
+    if os.fstat(claim).st_size == size:
+        return
+    # The claim of a file that had its size before is read-only.
+    fd = reopen(claim, path, os.O_RDWR)
+    try:
+        _grow(fd, path, size)
+    finally:
+        os.close(fd)
 
 
 def _claim(options: Mapping[str, Any]) -> int:

@@ -16,6 +16,7 @@ from iscsid.plugin import (
     BackendInfo,
     BlockError,
     Content,
+    Descriptor,
     Device,
     Extent,
     Fault,
@@ -103,12 +104,20 @@ def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any]:
     fd = os.memfd_create("iscsid-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, options["size"])
-        # A mapping that is cut kills the process that touches it.
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        # A mapping that is cut kills the process that touches it. To grow is no harm.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     except BaseException:
         os.close(fd)
         raise
-    return {"memfd": fd}
+    return {"memfd": Descriptor(fd)}
+
+
+@hookimpl
+def iscsid_resize(options: Mapping[str, Any], size: int) -> None:
+    have = os.fstat(options["memfd"]).st_size
+    if size < have:
+        raise BlockError(Fault.INVALID, f"a RAM disk of {have} bytes cannot be cut to {size}")
+    os.ftruncate(options["memfd"], size)
 
 
 @hookimpl

@@ -31,7 +31,7 @@ from iscsid.shared.messages import (
     Withdraw,
     error_of,
 )
-from iscsid.shared.rules import AccessChange
+from iscsid.shared.rules import AccessChange, MediumChange
 from iscsid.specs import ServerSpec
 
 Request: TypeAlias = AskUnit | AskReset | Withdraw | SanitizeOver | UnitApplied
@@ -121,6 +121,25 @@ class Arbiter:
         number = next(self._numbers)
         self._asked[number] = done
         self._act(self.authority.change_access(number, change, now), now)
+
+    def change_medium(
+        self, unit: str, change: MediumChange, done: Callable[[ScsiError | None], None], now: float
+    ) -> None:
+        """As :meth:`change_access`, of the medium of ``unit``."""
+        number = next(self._numbers)
+        self._asked[number] = done
+        self._act(self.authority.change_medium(number, unit, change, now), now)
+
+    def admit(self, places: Mapping[str, Place], now: float) -> None:
+        """Units come, with the reservations that were kept of them. Raises StartError, with none of them there."""
+        try:
+            self._act(self.authority.admit(places, self._keeper.load(places)), now)
+        except ValueError as exc:
+            raise StartError(f"the reservations of a unit cannot be read: {exc}") from exc
+
+    def settle(self, places: Mapping[str, Place], now: float) -> None:
+        """These are all units from now on."""
+        self._act(self.authority.settle(places, now), now)
 
     def on_kept(self, _mask: int, now: float) -> None:
         """The keeper's descriptor is readable."""

@@ -75,7 +75,7 @@ class Conduit:
         send: Callable[[Message], None],
         submit: Submit,
     ) -> None:
-        self._units = units
+        self._units = {serial: list(here) for serial, here in units.items()}
         self._sessions = sessions
         self._send = send
         self._submit = submit
@@ -100,6 +100,19 @@ class Conduit:
         """See ``target.task.Authority``."""
         number = self._remember(lambda error: done(error is None))
         self._send(AskReset(number, unit, *nexus, function))
+
+    def stage(self, units: Iterable[LogicalUnit]) -> None:
+        """Units that no initiator sees yet hear of changes from now on; what other LUNs of theirs have heard, they
+        have."""
+        for unit in units:
+            known = self._units.setdefault(unit.identity.serial, [])
+            if known:
+                _copy_state(known[0], unit)
+            known.append(unit)
+
+    def renew(self, units: Mapping[str, Sequence[LogicalUnit]]) -> None:
+        """These are the units from now on."""
+        self._units = {serial: list(here) for serial, here in units.items()}
 
     def stop(self) -> None:
         """The worker is about to end: what it does for units without being asked by a session ends soon."""
@@ -198,6 +211,19 @@ def _take_state(unit: LogicalUnit, plain: Mapping[str, Any]) -> bool:
     if unit.saved_mode_state is not None:
         unit.saved_mode_state = unit.default_mode_state if saved is None else fitted(ModeState.from_plain(saved), unit)
     return cached and not unit.mode_state.wce
+
+
+def _copy_state(known: LogicalUnit, unit: LogicalUnit) -> None:
+    """Give ``unit`` what is shared and was said of ``known``, another LUN of the same unit."""
+    if known.identity.target == unit.identity.target:
+        unit.port_groups = known.port_groups
+    unit.state = known.state
+    if known.mode_state != known.default_mode_state:
+        unit.mode_state = known.mode_state
+    if unit.saved_mode_state is not None and known.saved_mode_state != known.default_mode_state:
+        unit.saved_mode_state = known.saved_mode_state
+    unit.sanitize = known.sanitize
+    unit.medium = known.medium
 
 
 def _flush(unit: LogicalUnit) -> None:

@@ -45,6 +45,12 @@ class Gate:
         self._random = random
         self._guests: dict[NexusId, Guest] = {}
 
+    def succeed(self, before: Gate) -> None:
+        """Take the place of ``before``, whose guests are in already."""
+        self._guests = before._guests
+        for guest in self._guests.values():
+            guest.move(self)
+
     def guest(self, connect: Connect) -> Guest:
         """Return the guest for a connection."""
         return Guest(self, connect.peer)
@@ -53,6 +59,10 @@ class Gate:
         """Whether the guest list of ``target`` has this initiator."""
         guests = self._lists.get(target)
         return guests is not None and guests.admits(initiator, host)
+
+    def asks(self, target: str) -> bool:
+        """Whether something has to be proved to log in to ``target``, "" for discovery."""
+        return target in self._sources
 
     def authenticator(self, target: str) -> ChapTarget | None:
         """Return what has to be passed to log in to ``target``, "" for discovery. Raises LoginError."""
@@ -117,6 +127,16 @@ class Guest:
     def user(self) -> str:
         """The name that he has proved to have, "" without a proof."""
         return "" if self._authenticator is None else self._authenticator.user
+
+    def move(self, gate: Gate) -> None:
+        """There is another gate now."""
+        self._gate = gate
+
+    def may_stay(self, target: str, initiator: str) -> bool:
+        """Whether he could still be let in to ``target``, "" for discovery, with what he has proved."""
+        if target and not self._gate.admits(target, initiator, self.host):
+            return False
+        return bool(self.user) or not self._gate.asks(target)
 
     def challenge(self, target: str, initiator: str) -> ChapTarget | None:
         """Return what he has to pass to log in to ``target``, "" for discovery; None: nothing.

@@ -1,9 +1,10 @@
-"""What is done once for all workers before any is forked: the back ends' ``prepare``, and its undoing."""
+"""What is done once for all workers before any opens it: the back ends' ``prepare``, and its undoing."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iscsid.daemon.errors import StartError
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
+FAILURES = (PluginError, BlockError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One LUN, ready to be opened: with which options, and wrapped in what."""
+
+    target: str
+    lun: LunSpec
+    options: Mapping[str, Any]
+    layers: Layers
+    plugins: Plugins
 
 
 class Media:
@@ -26,35 +39,67 @@ class Media:
 
     def __init__(self, spec: ServerSpec, plugins: Plugins) -> None:
         """Prepare every LUN, in the order of the configuration. Raises StartError, with nothing left prepared."""
-        self._plugins = plugins
-        self._luns: list[tuple[str, LunSpec]] = []
+        self.plugins = plugins
+        self._luns: dict[tuple[str, int], Prepared] = {}
         self.options: dict[tuple[str, int], Mapping[str, Any]] = {}
         self.layers: dict[tuple[str, int], Layers] = {}
         for target in spec.targets:
             for lun in target.luns:
                 try:
-                    self._prepare(target.name, lun)
-                except (PluginError, BlockError, OSError) as exc:
+                    self.put(self.prepare(target.name, lun))
+                except FAILURES as exc:
                     self.release()
                     raise StartError(f"target {target.name}, lun {lun.lun}: {exc}") from exc
 
-    def _prepare(self, target: str, lun: LunSpec) -> None:
-        self.options[target, lun.lun] = self._plugins.prepare(lun.backend, lun.options)
-        self._luns.append((target, lun))
-        self.layers[target, lun.lun] = ()
-        self.layers[target, lun.lun] = self._plugins.prepare_layers(
-            (layer.layer, layer.options) for layer in lun.layers
-        )
+    def prepare(self, target: str, lun: LunSpec, plugins: Plugins | None = None) -> Prepared:
+        """Prepare one LUN. Raises one of FAILURES, with nothing left prepared."""
+        plugins = plugins or self.plugins
+        options = plugins.prepare(lun.backend, lun.options)
+        try:
+            layers = plugins.prepare_layers((layer.layer, layer.options) for layer in lun.layers)
+        except FAILURES:
+            self.undo(Prepared(target, lun, options, (), plugins))
+            raise
+        return Prepared(target, lun, options, layers, plugins)
+
+    def resize(self, target: str, lun: LunSpec) -> Prepared:
+        """Give the medium the size that ``lun`` has, which is otherwise as it was; it stays prepared as it is. Raises
+        one of FAILURES."""
+        old = self._luns[target, lun.lun]
+        options = old.plugins.resize(lun.backend, old.options, lun.options["size"])
+        return Prepared(target, lun, options, old.layers, old.plugins)
+
+    def again(self, target: str, lun: int) -> Prepared:
+        """The LUN as it is prepared now."""
+        return self._luns[target, lun]
+
+    def put(self, prepared: Prepared) -> Prepared | None:
+        """What workers that are forked from now on open; the answer is what they had opened before."""
+        key = prepared.target, prepared.lun.lun
+        old = self._luns.get(key)
+        self._luns[key] = prepared
+        self.options[key] = prepared.options
+        self.layers[key] = prepared.layers
+        return old
+
+    def take(self, target: str, lun: int) -> Prepared:
+        """The LUN is gone for workers that are forked from now on; it is to be undone when the others have closed."""
+        del self.options[target, lun], self.layers[target, lun]
+        return self._luns.pop((target, lun))
+
+    def undo(self, prepared: Prepared) -> None:
+        """Undo what :meth:`prepare` did. A failure is logged."""
+        target, lun = prepared.target, prepared.lun
+        try:
+            prepared.plugins.release_layers(prepared.layers)
+        except FAILURES as exc:
+            log.error("target %s, lun %d: release of a layer: %s", target, lun.lun, exc)
+        try:
+            prepared.plugins.release(lun.backend, prepared.options)
+        except FAILURES as exc:
+            log.error("target %s, lun %d: release: %s", target, lun.lun, exc)
 
     def release(self) -> None:
-        """Undo it, the last one first, after the last worker has closed. A failure is logged and stops no other."""
+        """Undo all of it, the last one first, after the last worker has closed. A failure stops no other."""
         while self._luns:
-            target, lun = self._luns.pop()
-            try:
-                self._plugins.release_layers(self.layers[target, lun.lun])
-            except (PluginError, BlockError, OSError) as exc:
-                log.error("target %s, lun %d: release of a layer: %s", target, lun.lun, exc)
-            try:
-                self._plugins.release(lun.backend, self.options[target, lun.lun])
-            except (PluginError, BlockError, OSError) as exc:
-                log.error("target %s, lun %d: release: %s", target, lun.lun, exc)
+            self.undo(self._luns.popitem()[1])

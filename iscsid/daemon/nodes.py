@@ -6,7 +6,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,9 @@ from iscsid.daemon.boot import WorkerBoot
 from iscsid.daemon.gate import Gate, GateError
 from iscsid.daemon.locks import RangeLock, lock_path
 from iscsid.daemon.pool import Pool
+from iscsid.daemon.revision import Key, Revision
 from iscsid.errors import BlockError, Fault, IscsidError
+from iscsid.plugin.manager import load
 from iscsid.scsi.copy_move import designations
 from iscsid.scsi.copy_state import CopyServices, Designation, Party
 from iscsid.scsi.lu import Identity, LogicalUnit
@@ -47,11 +50,12 @@ class Nodes:
         except GateError as error:
             raise NodeError(str(error)) from error
         self.by_name: dict[str, TargetNode] = {}
-        self._locks: list[RangeLock] = []
+        self._locks: dict[Guarded, RangeLock] = {}
+        self.boot = boot
         self._slow: list[tuple[Guarded, Callable[[memoryview, int], None]]] = []
         self._slow_until = 0.0
         self._ledger = None if boot.figures is None else Ledger(boot.figures, boot.index)
-        copying = CopyServices(self.find, boot.copy_key, _seconds)
+        self._copying = copying = CopyServices(self.find, boot.copy_key, _seconds)
         try:
             for target in boot.spec.targets:
                 if boot.serves(target.name):
@@ -75,6 +79,81 @@ class Nodes:
                     port = NexusId(nexus.initiator, nexus.isid, node.name, tag)
                     return Party(unit, Nexus(port, node.luns, node.copying))
         return None
+
+    def learn(self, columns: Mapping[str, int]) -> None:
+        """Where units that come are in the table of figures."""
+        if self.boot.figures is not None:
+            self.boot.figures.learn(columns)
+
+    def stage(self, revision: Revision, received: Mapping[Key, Sequence[int]]) -> Staged:
+        """Open what is to be there by ``revision``, for which the descriptors in ``received`` came; nothing is seen of
+        it yet. May wait for media, and runs beside the loop. Raises NodeError, with nothing left open but those."""
+        plugins = self.boot.plugins if revision.plugins is None else load(*revision.plugins)
+        prepared = {**self.boot.prepared, **revision.prepared}
+        layers = {**self.boot.layers, **revision.layers}
+        boot = replace(
+            self.boot, spec=revision.spec, plugins=plugins, prepared=prepared, layers=layers, owners=revision.owners
+        )
+        units: dict[Key, LogicalUnit] = {}
+        locks: dict[Guarded, RangeLock] = {}
+        try:
+            gate = Gate(revision.spec, plugins)
+            for target in revision.spec.targets:
+                for lun in target.luns:
+                    if boot.serves(target.name) and (target.name, lun.lun) in revision.prepared:
+                        units[target.name, lun.lun] = _open_lun(boot, target, lun, locks)
+        except (NodeError, GateError) as error:
+            for unit in units.values():
+                _discard(unit.device)
+            raise NodeError(str(error)) from error
+        return Staged(revision, boot, gate, units, locks, received)
+
+    def commit(self, staged: Staged) -> Committed:
+        """Serve what ``staged`` has opened, and no more what it has not. What sessions see is the caller's."""
+        done = Committed()
+        before = {(node.name, lun): unit for node in self.by_name.values() for lun, unit in node.numbered.items()}
+        self.boot = boot = staged.boot
+        staged.gate.succeed(self.gate)
+        self.gate = staged.gate
+        self._locks |= staged.locks
+        there = {target.name for target in boot.spec.targets if boot.serves(target.name)}
+        done.removed = [self.by_name.pop(name) for name in list(self.by_name) if name not in there]
+        after: dict[Key, LogicalUnit] = {}
+        for target in boot.spec.targets:
+            if target.name in there:
+                keys = [(target.name, lun.lun) for lun in target.luns]
+                after |= {key: staged.units[key] if key in staged.units else before[key] for key in keys}
+                self._renew(boot, target, {number: after[target.name, number] for _, number in keys})
+        for key, unit in before.items():
+            if after.get(key) is unit:
+                continue
+            done.closing.append((key, unit.device))
+            if key in staged.revision.stays:
+                done.replaced[unit] = after[key]
+                after[key].tally = unit.tally
+            elif self._ledger is not None:
+                self._ledger.forget(unit.identity.serial)
+        done.targets = {name for name, lun in before.keys() ^ after.keys()}
+        done.targets |= {name for name, lun in staged.units if (name, lun) not in staged.revision.stays}
+        return done
+
+    def _renew(self, boot: WorkerBoot, target: TargetSpec, units: dict[int, LogicalUnit]) -> None:
+        node = self.by_name.get(target.name)
+        if node is None:
+            node = self.by_name[target.name] = TargetNode(target.name, {}, copying=self._copying)
+        tags = tuple(group.tag for group in boot.spec.access(target))
+        offers = {**TARGET_OFFERS, **target.parameters}
+        node.renew(units, alias=target.alias, portal_group_tags=tags, offers=offers)
+
+    def shut(self, device: Guarded, *, flush: bool = True) -> None:
+        """Put on the medium of a device of none of the units what was written, and close it. Waits, beside the loop.
+        Raises what the device raises."""
+        try:
+            _part(device, flush, True)
+        finally:
+            lock = self._locks.pop(device, None)
+            if lock is not None:
+                lock.close()
 
     def by_serial(self) -> dict[str, list[LogicalUnit]]:
         """The logical units by what the workers and the supervisor call them; one medium may have several LUNs."""
@@ -127,10 +206,36 @@ class Nodes:
                 log.error("%s: not flushed and closed within %g seconds", name, seconds)
         pool.close(0.0 if left else seconds)
         if release and not left:
-            for lock in self._locks:
+            for lock in self._locks.values():
                 lock.close()
         self.by_name.clear()
         self._slow.clear()
+
+
+@dataclass(eq=False, slots=True)
+class Staged:
+    """What is open for a revision and not seen yet. ``received``: the descriptors that came for each LUN."""
+
+    revision: Revision
+    boot: WorkerBoot
+    gate: Gate
+    units: dict[Key, LogicalUnit]
+    locks: dict[Guarded, RangeLock]
+    received: Mapping[Key, Sequence[int]]
+
+
+@dataclass(eq=False, slots=True)
+class Committed:
+    """What a revision has done to the nodes.
+
+    ``removed`` are the nodes that have gone, ``replaced`` the units that others of the same medium stand in for,
+    ``closing`` the devices that nobody is to use any more, and ``targets`` those of which LUNs have come or gone.
+    """
+
+    removed: list[TargetNode] = field(default_factory=list)
+    replaced: dict[LogicalUnit, LogicalUnit] = field(default_factory=dict)
+    closing: list[tuple[Key, Guarded]] = field(default_factory=list)
+    targets: set[str] = field(default_factory=set)
 
 
 def _part(device: Guarded, flush: bool, release: bool) -> None:
@@ -158,22 +263,31 @@ def _later(_data: memoryview, _offset: int) -> None:
     raise BlockingIOError
 
 
-def _open_target(boot: WorkerBoot, target: TargetSpec, locks: list[RangeLock], copying: CopyServices) -> TargetNode:
+def _open_target(
+    boot: WorkerBoot, target: TargetSpec, locks: dict[Guarded, RangeLock], copying: CopyServices
+) -> TargetNode:
     units: dict[int, LogicalUnit] = {}
     for lun in target.luns:
         try:
-            units[lun.lun] = _open_unit(boot, target, lun, locks)
-        except Exception as error:  # a device of a stranger may raise anything
+            units[lun.lun] = _open_lun(boot, target, lun, locks)
+        except NodeError:
             for unit in units.values():
                 _discard(unit.device)
-            words = str(error) if isinstance(error, IscsidError | OSError) else f"{type(error).__name__}: {error}"
-            raise NodeError(f"{target.name} LUN {lun.lun}: {words}") from error
+            raise
     offers = {**TARGET_OFFERS, **target.parameters}
     tags = tuple(group.tag for group in boot.spec.access(target))
     return TargetNode(target.name, units, alias=target.alias, portal_group_tags=tags, offers=offers, copying=copying)
 
 
-def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: list[RangeLock]) -> LogicalUnit:
+def _open_lun(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: dict[Guarded, RangeLock]) -> LogicalUnit:
+    try:
+        return _open_unit(boot, target, lun, locks)
+    except Exception as error:  # a device of a stranger may raise anything
+        words = str(error) if isinstance(error, IscsidError | OSError) else f"{type(error).__name__}: {error}"
+        raise NodeError(f"{target.name} LUN {lun.lun}: {words}") from error
+
+
+def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: dict[Guarded, RangeLock]) -> LogicalUnit:
     options = boot.prepared.get((target.name, lun.lun), lun.options)
     role = "readonly" if lun.readonly else "owner" if target.name in boot.owners else "worker"
     device = boot.plugins.open(lun.backend, options, role)
@@ -187,8 +301,8 @@ def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: list[R
         if guarded.serialised:
             guarded.lock = threading.Lock()
         name = f"{target.name},L,0x{lun.lun:016x}"
-        locks.append(RangeLock(lock_path(boot.spec.runtime_dir, lun.serial or name)))
-        guarded.exclusive = locks[-1].exclusive
+        lock = locks[guarded] = RangeLock(lock_path(boot.spec.runtime_dir, lun.serial or name))
+        guarded.exclusive = lock.exclusive
         figures = None if boot.figures is None else partial(boot.figures.total, lun.serial)
         identity = Identity(lun.serial, name, lun.vendor, lun.product, target=target.name)
         medium = Medium(lun.removable, lun.loaded)

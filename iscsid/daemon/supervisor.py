@@ -36,6 +36,7 @@ from iscsid.daemon.listener import Listener
 from iscsid.daemon.logs import Logs
 from iscsid.daemon.media import Media
 from iscsid.daemon.pidfile import PidFile
+from iscsid.daemon.reloader import Answer, Reloader, Reread
 from iscsid.daemon.reports import Reports
 from iscsid.daemon.signals import Requests, Signals
 from iscsid.daemon.stats import ProcessStats
@@ -44,6 +45,7 @@ from iscsid.shared.messages import (
     Connect,
     Drop,
     Message,
+    Revised,
     SessionClosed,
     SessionFigures,
     SessionInfo,
@@ -60,6 +62,7 @@ PIDFILE_NAME: Final = "server.pid"
 TICK: Final = 1.0  # seconds between two looks at what no event tells
 STOP_SHARE: Final = 0.8  # of stop_timeout is the workers' own; the rest is for their flushing and going
 COPY_KEY_SIZE: Final = 32  # bytes of the key for tokens of copies: that of the hash
+SPARE_UNITS: Final = 4096  # that may come while the server runs: room for their figures, not taken before
 MAX_FILES: Final = 65536  # descriptors that are asked for: sessions, callers, and what back ends open
 
 OK: Final = 0
@@ -97,6 +100,7 @@ def serve(
     sessions: Callable[[Session, bool], None] = _nothing,
     signals: Callable[[], Requests] = Signals,
     run: Run = worker.run,
+    reread: Reread | None = None,
 ) -> int:
     """Serve until a signal or the control socket says stop; the exit code.
 
@@ -104,9 +108,10 @@ def serve(
     what. ``notify`` gets the lines of sd_notify(3), ``started`` is called once, when connections may come, and
     ``sessions`` with each session that is logged in (True) or gone (False); none may wait. To be called before any
     other thread is started, for it forks, and in the main thread, unless ``signals`` says where its orders come from
-    instead. SIGTERM and SIGINT stop gracefully, the second one at once.
+    instead. SIGTERM and SIGINT stop gracefully, the second one at once; SIGHUP asks ``reread`` for the configuration
+    and its plugins once more, in the loop, and makes the server what it says. It may raise IscsidError.
     """
-    return Supervisor(spec, plugins, run, notify, started, sessions, signals).run()
+    return Supervisor(spec, plugins, run, notify, started, sessions, signals, reread).run()
 
 
 class Supervisor:
@@ -121,6 +126,7 @@ class Supervisor:
         started: Callable[[Started], None],
         sessions: Callable[[Session, bool], None] = _nothing,
         signals: Callable[[], Requests] = Signals,
+        reread: Reread | None = None,
     ) -> None:
         self.spec = spec
         self.plugins = plugins
@@ -139,8 +145,10 @@ class Supervisor:
         self._stop_at: float | None = None
         self._accepting = False
         count = spec.workers or len(os.sched_getaffinity(0))
-        self._owners = placement.owners(spec.targets, partial(_sharing, plugins), count)
-        self._count = count
+        self.owners = placement.owners(spec.targets, partial(_sharing, plugins), count)
+        self.count = count
+        self.reloader = Reloader(self, reread)
+        self._copy_key = os.urandom(COPY_KEY_SIZE)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -173,9 +181,9 @@ class Supervisor:
         stack.callback(self._close_listeners)
         self._keeper = Keeper(self.spec.state_dir)
         stack.callback(self._keeper.close)
-        self.arbiter = Arbiter(arbiter.places(self.spec, self._owners), self._keeper, self._end_session)
-        media = Media(self.spec, self.plugins)
-        stack.callback(media.release)
+        self.arbiter = Arbiter(arbiter.places(self.spec, self.owners), self._keeper, self._end_session)
+        self.media = Media(self.spec, self.plugins)
+        stack.callback(self.media.release)
         self.selector = selectors.DefaultSelector()
         stack.callback(self.selector.close)
         self.reports = Reports(self)
@@ -191,12 +199,9 @@ class Supervisor:
         stack.callback(self._signals.close)
         self.selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self.selector.register(self._keeper, selectors.EVENT_READ, self.arbiter.on_kept)
-        # With the ports that the kernel chose: the workers tell of them in discovery.
-        bound = dataclasses.replace(self.spec, portals=tuple(portal.portal for portal in self.listeners))
-        boot = partial(_boot, bound, self.plugins, media, self._owners, os.urandom(COPY_KEY_SIZE))
-        figured = partial(_figured, boot, self._figures())
-        forker = Forker(self._run_worker, figured, self._logs, self._leave)
-        self.fleet = Fleet(self._count, self.selector, forker, self)
+        self.figures = self._figures()
+        forker = Forker(self._run_worker, self._boot, self._logs, self._leave)
+        self.fleet = Fleet(self.count, self.selector, forker, self)
         self.arbiter.lead(self.fleet)
         stack.callback(self.fleet.end)
         try:
@@ -206,8 +211,21 @@ class Supervisor:
 
     def _figures(self) -> FigureTable:
         units = [lun.serial for target in self.spec.targets for lun in target.luns]
-        memory = mmap.mmap(-1, FigureTable.size(self._count, units))  # shared with all who are forked from here
-        return FigureTable(memoryview(memory), self._count, units)
+        # Shared with all who are forked from here.
+        memory = mmap.mmap(-1, FigureTable.size(self.count, units, SPARE_UNITS))
+        return FigureTable(memoryview(memory), self.count, units, SPARE_UNITS)
+
+    def bound(self, spec: ServerSpec) -> ServerSpec:
+        """``spec`` with the ports that the kernel chose: the workers tell of them in discovery."""
+        return dataclasses.replace(spec, portals=tuple(portal.portal for portal in self.listeners))
+
+    def _boot(self, index: int) -> WorkerBoot:
+        """What a worker is born with now."""
+        media = self.media
+        spec = self.bound(self.spec)
+        return WorkerBoot(
+            index, spec, self.plugins, media.options, self.owners, self._copy_key, media.layers, self.figures
+        )
 
     def _leave(self) -> None:
         """In a worker just forked: close what is the supervisor's. The epoll descriptor goes first: it is shared with
@@ -231,6 +249,7 @@ class Supervisor:
         self.doorman.expire(now)
         self.reports.expire(now)
         self.arbiter.expire(now)
+        self.reloader.expire(now)
         self.fleet.tick(now, self.spec.worker_timeout)
         if self._stop_at is not None and now >= self._stop_at:
             self._kill_all("it did not stop in time")
@@ -241,7 +260,7 @@ class Supervisor:
     def _patience(self, now: float) -> float:
         """How long there is nothing to do but to wait for events."""
         deadlines = [self._next_tick, self.doorman.deadline(), self.reports.deadline(), self._stop_at]
-        deadlines += [self.fleet.next_due(), self.arbiter.deadline()]
+        deadlines += [self.fleet.next_due(), self.arbiter.deadline(), self.reloader.deadline()]
         return max(0.0, min(deadline for deadline in deadlines if deadline is not None) - now)
 
     def _tick(self, now: float) -> None:
@@ -267,7 +286,7 @@ class Supervisor:
         self.phase = Phase.SERVING
         self._accept_again()
         portals = tuple(portal.portal for portal in self.listeners)
-        log.info("serving on %s with %d workers", ", ".join(map(str, portals)), self._count)
+        log.info("serving on %s with %d workers", ", ".join(map(str, portals)), self.count)
         self._notify("READY=1")
         self._started(Started(portals, tuple(child.pid for child in self.fleet)))
 
@@ -306,7 +325,7 @@ class Supervisor:
         index = placement.choose(
             named.worker if named else None,
             self.registry.worker_of(nexus) if hint.target else None,
-            self._owners.get(hint.target.lower()),
+            self.owners.get(hint.target.lower()),
             {child.index: self.registry.load(child.index) for child in self.fleet.ready()},
             self.fleet.coming(now),
         )
@@ -360,6 +379,8 @@ class Supervisor:
                 self.arbiter.on_session_closed(message.tsih, now)
                 log.debug("session %d is closed: %s", message.tsih, message.reason)
             self.reports.heard_of(message.tsih)
+        elif isinstance(message, Revised):
+            self.reloader.on_revised(child, message, now)
         elif isinstance(message, arbiter.REQUESTS):
             self.arbiter.on_request(child, message, now)
 
@@ -367,7 +388,8 @@ class Supervisor:
         log.debug("worker %d (pid %d) is ready", child.index, child.pid)
         self.stats.watch(child.pid)
         self.arbiter.on_ready(child, now)
-        if self.phase is Phase.STARTING and len(self.fleet.ready()) == self._count:
+        self.reloader.on_ready(child, now)
+        if self.phase is Phase.STARTING and len(self.fleet.ready()) == self.count:
             self._open_portals()
         elif self.phase is Phase.SERVING:
             self.doorman.retry()
@@ -375,6 +397,7 @@ class Supervisor:
     def on_death(self, child: Child, death: Death, now: float) -> None:
         lost = self.registry.worker_died(child.index)
         self.arbiter.on_death(child, now)
+        self.reloader.on_death(child, now)
         self.stats.forget(child.pid)
         for session in lost:
             self._tell_session(session, False)
@@ -397,12 +420,19 @@ class Supervisor:
         for number in self._signals.read():
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
-                log.warning("%s: ignored: the configuration is read at the start only", name)
+                self._hang_up(now)
             elif self.phase is Phase.STOPPING:
                 log.warning("%s: stopping at once", name)
                 self._kill_all()
             else:
                 self.stop(name, now)
+
+    def _hang_up(self, now: float) -> None:
+        if self.phase is not Phase.SERVING:
+            log.warning("SIGHUP: ignored: the server is %s", self.phase.value)
+            return
+        log.info("SIGHUP: reading the configuration again")
+        self.reloader.reload(_tell_reload, now)
 
     def stop(self, reason: str, now: float) -> None:
         """Begin the graceful stop; the loop ends when the last worker has gone."""
@@ -439,18 +469,15 @@ class Supervisor:
             self.fleet.kill(child, reason)
 
 
+def _tell_reload(answer: Answer) -> None:
+    for problem in answer.problems:
+        log.error("reload: %s", problem)
+    if not (answer.problems or answer.rows):
+        log.info("reload: nothing is different")
+
+
 def _sharing(plugins: Plugins, lun: LunSpec) -> Sharing:
     return plugins.sharing(lun.backend, lun.options, [layer.layer for layer in lun.layers])
-
-
-def _boot(
-    spec: ServerSpec, plugins: Plugins, media: Media, owners: dict[str, int], copy_key: bytes, index: int
-) -> WorkerBoot:
-    return WorkerBoot(index, spec, plugins, media.options, owners, copy_key, media.layers)
-
-
-def _figured(boot: Callable[[int], WorkerBoot], figures: FigureTable, index: int) -> WorkerBoot:
-    return dataclasses.replace(boot(index), figures=figures)
 
 
 def _raise_file_limit() -> None:

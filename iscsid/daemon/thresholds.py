@@ -37,6 +37,11 @@ class Thresholds:
         self._asked: set[LogicalUnit] = set()  # whose device has not answered yet
         self._reached: set[LogicalUnit] = set()  # and told; armed again when there is more space
 
+    def renew(self, units: Iterable[LogicalUnit]) -> None:
+        """These are the units from now on."""
+        self._units = [unit for unit in units if unit.metered]
+        self._reached.intersection_update(self._units)
+
     def tick(self) -> None:
         """Ask. To be called about each second."""
         for unit in self._units:

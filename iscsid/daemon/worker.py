@@ -16,9 +16,10 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from iscsid.daemon import reviser
 from iscsid.daemon.boot import ExitCode, WorkerBoot
 from iscsid.daemon.channel import Channel, ChannelFull
 from iscsid.daemon.conduit import Conduit
@@ -47,6 +48,7 @@ from iscsid.shared.messages import (
     UnitAnswer,
     UpdateUnit,
 )
+from iscsid.specs import ServerSpec
 from iscsid.target.discovery import DiscoveredTarget, reachable, send_targets
 from iscsid.target.engine import Engine
 from iscsid.target.task import Done, Run
@@ -108,6 +110,7 @@ class Worker:
         self._conduit = Conduit(nodes.by_serial(), self._engines, self._send, self._pool.submit)
         units = [unit for units in nodes.by_serial().values() for unit in units]
         self._thresholds = Thresholds(units, self._engines, self._pool.submit)
+        self._reviser = reviser.Reviser(self, nodes, self._conduit, self._thresholds, self._pool.submit, self._send)
         self._answered: set[Link] = set()  # by the calls that were just collected
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {
@@ -172,7 +175,9 @@ class Worker:
         for farewell in list(self._farewells):
             farewell.close()
         ended = self._pool.wait(JOIN_SECONDS) and self._pool.close()
-        if not ended:
+        if ended:
+            self._reviser.stop()
+        else:
             log.error("%d calls hang in their media", self._pool.outstanding)
         self._nodes.close(CLOSE_SECONDS, release=ended)
         self._epoll.close()
@@ -235,10 +240,24 @@ class Worker:
         elif isinstance(message, UnitAnswer):
             self._conduit.answered(message)
             self._flush_all()
+        elif isinstance(message, reviser.MESSAGES):
+            self._reviser.on_message(message, fd)
         elif isinstance(message, Poll):
             self._report()
         elif isinstance(message, Stop):
             self._stop(message.deadline_seconds)
+
+    def guests(self) -> Mapping[Link, Guest]:
+        """See ``reviser.Host``."""
+        return self._guests
+
+    def leaving(self) -> Iterable[Engine]:
+        """See ``reviser.Host``."""
+        return self._leaving
+
+    def revised(self, spec: ServerSpec) -> None:
+        """See ``reviser.Host``."""
+        self._spec = spec
 
     # --- connections ------------------------------------------------------------------------------------------------
 
@@ -485,6 +504,7 @@ class Worker:
             link.engine.meter.settle()
         self._nodes.tick(now)
         self._thresholds.tick()
+        self._reviser.tick(now)
         self._channel.flush()
         self._beat(now)
 

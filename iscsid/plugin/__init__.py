@@ -8,6 +8,7 @@ from iscsid.block.filter import Filter
 from iscsid.block.turn import pause
 from iscsid.errors import BlockError, Fault
 from iscsid.plugin.auth import CHAP_ALGORITHMS, AuthInfo, CredentialSource
+from iscsid.plugin.descriptors import Descriptor
 from iscsid.plugin.hookspecs import hookimpl
 from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, Option, Verb
 from iscsid.plugin.members import Member
@@ -21,6 +22,7 @@ __all__ = [
     "Capabilities",
     "Content",
     "CredentialSource",
+    "Descriptor",
     "Device",
     "Extent",
     "Fault",

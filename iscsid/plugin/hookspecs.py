@@ -90,13 +90,25 @@ def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
     Called in the supervisor, once for each logical unit, before the workers that serve it are forked; no thread may be
     started. What it returns is added to the options that ``iscsid_open`` gets in every worker. File descriptors in it
-    are inherited by fork: open them close-on-exec and let them live until ``iscsid_release``.
+    are inherited by fork, and sent to the workers that run already: make each a ``Descriptor``, open them close-on-exec
+    and let them live until ``iscsid_release``.
     """
 
 
 @hookspec(firstresult=True)
 def iscsid_release(options: Mapping[str, Any]) -> None:
     """Undo ``iscsid_prepare``; ``options`` has what it returned. In the supervisor, after the last worker closed it."""
+
+
+@hookspec(firstresult=True)
+def iscsid_resize(options: Mapping[str, Any], size: int) -> Mapping[str, Any] | None:
+    """Make the medium that ``iscsid_prepare`` has prepared ``size`` bytes large, while it is in use.
+
+    In the supervisor; every worker then opens the medium once more and closes it as it was. ``options`` has what
+    ``iscsid_prepare`` returned, and is with the new ``size``, and what this returns, what ``iscsid_open`` and
+    ``iscsid_release`` get from then on. Only where the medium has an option ``size``, and several processes may have it
+    open. Raise BlockError(INVALID) for a size that it cannot have: never cut what is in use.
+    """
 
 
 @hookspec(firstresult=True)

@@ -31,7 +31,7 @@ from iscsid.scsi.state import NexusId, Outcome
 from iscsid.shared import rules
 from iscsid.shared.barrier import Barrier
 from iscsid.shared.messages import AskReset, AskUnit, SanitizeOver, UnitAnswer, UnitApplied, UpdateUnit, Withdraw
-from iscsid.shared.rules import AccessChange, Request, Reset, UnitState
+from iscsid.shared.rules import AccessChange, MediumChange, Request, Reset, UnitState
 
 MAX_WAITING: Final = 256  # asks per unit that wait for their turn: two whole command windows
 MAX_STATE: Final = 96 * 1024  # bytes of a state in a message; a change that makes it longer is refused
@@ -116,6 +116,7 @@ class _Change:
     request: Request | None = None
     reset: Reset | None = None
     access: AccessChange | None = None
+    medium: MediumChange | None = None
     outcome: Outcome | None = None
     sanitized: bool | None = None  # how a sanitize operation has ended
 
@@ -127,6 +128,8 @@ class _Change:
             return self.reset.name
         if self.access is not None:
             return "change of the access state"
+        if self.medium is not None:
+            return "load" if self.medium.load else "eject"
         return "nexus lost" if self.request is None else f"command {self.request.cdb[:2].hex()}"
 
     @property
@@ -193,6 +196,45 @@ class Authority:
     def asks(self) -> int:
         """How many asks are not answered yet."""
         return len(self._asks)
+
+    # -- another configuration ---------------------------------------------------------------------------------------
+
+    def admit(self, units: Mapping[str, Place], kept: Mapping[str, Mapping[str, Any]]) -> list[Action]:
+        """Units that come, before any initiator sees them; ``kept`` is what was kept of some. Raises ValueError, with
+        none of them there."""
+        made = {key: _Unit(key, at, UnitState(access=at.access, medium=at.medium)) for key, at in units.items()}
+        for key, plain in kept.items():
+            unit = made[key]
+            unit.take(replace(rules.restore(plain), access=unit.place.access, medium=unit.place.medium))
+        self._units.update(made)
+        return [
+            Tell(worker, _update(unit, "[]", "[]", "as it was kept"))
+            for unit in made.values()
+            for worker in sorted(self._workers)
+            if unit.generation and _serves(unit, worker)
+        ]
+
+    def settle(self, places: Mapping[str, Place], now: float) -> list[Action]:
+        """``places`` are all units that there are from now on. What waits for one that has gone ends."""
+        out: list[Action] = []
+        for key in self._units.keys() - places.keys():
+            unit = self._units.pop(key)
+            error = ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED)
+            for change in ([unit.current] if unit.current else []) + list(unit.waiting):
+                self._settle(change, error, out)
+        for key, place in places.items():
+            unit = self._units[key]
+            if unit.place == place:
+                continue
+            state = replace(unit.state, access={**place.access, **_of(unit.state.access, place.targets)})
+            if unit.place.medium != place.medium:
+                state = replace(state, medium=place.medium)
+            unit.place = place
+            if state != unit.state and unit.current is None:
+                unit.take(state)
+                update = _update(unit, "[]", "[]", "another configuration")
+                out += [Tell(worker, update) for worker in sorted(self._workers) if _serves(unit, worker)]
+        return out + self._advance_all(self._units.values(), now)
 
     # -- workers and sessions ----------------------------------------------------------------------------------------
 
@@ -275,6 +317,13 @@ class Authority:
         nobody = NexusId("", 0, change.target, change.tag)
         return self._enqueue(ask, [(unit, _Change(nobody, ask, access=change)) for unit in units], now)
 
+    def change_medium(self, number: int, unit: str, change: MediumChange, now: float) -> list[Action]:
+        """The administrator loads or ejects the medium of ``unit``; as :meth:`change_access`."""
+        here, ask = self._units.get(unit), _Ask(ADMINISTRATOR, number, 1)
+        if here is None:
+            return _refusal(ask, ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED))
+        return self._enqueue(ask, [(here, _Change(NOBODY, ask, medium=change))], now)
+
     def _ask_reset(self, ask: _Ask, message: AskReset, nexus: NexusId, now: float) -> list[Action]:
         reset = rules.RESETS.get(message.function)
         if reset is None:
@@ -317,7 +366,9 @@ class Authority:
 
     def kept(self, unit: str, ok: bool, now: float) -> list[Action]:
         """What ``Keep`` asked for is done, or could not be done: then the change does not happen."""
-        here = self._units[unit]
+        here = self._units.get(unit)
+        if here is None or here.current is None:
+            return []  # it has gone meanwhile
         out: list[Action] = []
         here.unsure = not ok
         if not ok and here.current is not None and here.current.sanitized:
@@ -400,6 +451,8 @@ class Authority:
         known = frozenset(self._known(unit))
         if change.access is not None:
             return rules.change_access(unit.state, change.access, known)
+        if change.medium is not None:
+            return rules.change_medium(unit.state, change.medium, known)
         if change.sanitized is not None:
             return Outcome(rules.sanitized(unit.state, change.sanitized))
         if change.request is None:
@@ -521,6 +574,11 @@ def _next(unit: _Unit) -> _Change:
     if unit.orphaned:
         return _Change(NOBODY, sanitized=False)
     return _Change(unit.lost.popitem()[0]) if unit.lost else unit.waiting.popleft()
+
+
+def _of(access: Access, targets: Iterable[str]) -> Access:
+    """The part of ``access`` that is of ``targets``."""
+    return {target: groups for target, groups in access.items() if target in targets}
 
 
 def _serves(unit: _Unit, worker: int) -> bool:

@@ -7,7 +7,7 @@ message is sent, and what a worker has counted stays when it dies: its successor
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from iscsid.scsi.log import Figures
@@ -24,15 +24,34 @@ class FigureTable:
     ``memory`` has at least ``size`` bytes, all 0 at first, and is shared by all processes that have the table.
     """
 
-    def __init__(self, memory: memoryview, workers: int, units: Sequence[str]) -> None:
+    def __init__(self, memory: memoryview, workers: int, units: Sequence[str], spare: int = 0) -> None:
         self._cells = memory.cast("Q")
         self._workers = workers
+        self._width = len(set(units)) + spare
         self._columns = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
 
     @staticmethod
-    def size(workers: int, units: Sequence[str]) -> int:
-        """How many bytes of memory the table needs; never 0."""
-        return max(1, (workers + 1) * len(set(units))) * LINE
+    def size(workers: int, units: Sequence[str], spare: int = 0) -> int:
+        """How many bytes of memory the table needs; never 0. ``spare``: for so many units that come later. Memory that
+        nobody has written is not taken, so they cost nothing before."""
+        return max(1, (workers + 1) * (len(set(units)) + spare)) * LINE
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """Where each unit is. A unit that has gone keeps its place, in case it comes back."""
+        return dict(self._columns)
+
+    def add(self, units: Iterable[str]) -> None:
+        """Find a place for each unit that has none. Raises ValueError where there is no room, with none added."""
+        new = [unit for unit in dict.fromkeys(units) if unit not in self._columns]
+        if len(self._columns) + len(new) > self._width:
+            raise ValueError(f"there is room for {self._width} units since the server was started")
+        for unit in new:
+            self._columns[unit] = len(self._columns)
+
+    def learn(self, columns: Mapping[str, int]) -> None:
+        """The places that :meth:`add` has found in another process."""
+        self._columns.update(columns)
 
     def store(self, worker: int, unit: str, figures: Figures) -> None:
         """Replace the line of ``worker`` for ``unit``. Each number is stored as a whole: no reader sees half of one."""
@@ -54,7 +73,7 @@ class FigureTable:
         return Gauge(self._cells, self._start(self._workers, unit))
 
     def _start(self, worker: int, unit: str) -> int:
-        return (worker * len(self._columns) + self._columns[unit]) * (LINE // _CELL)
+        return (worker * self._width + self._columns[unit]) * (LINE // _CELL)
 
 
 class Gauge:
@@ -81,6 +100,10 @@ class Ledger:
         self._table = table
         self._worker = worker
         self._before: dict[str, Figures] = {}
+
+    def forget(self, unit: str) -> None:
+        """What this process has counted of ``unit`` is gone with it; the line goes on from where it is."""
+        self._before.pop(unit, None)
 
     def post(self, unit: str, tallies: Iterable[Figures]) -> None:
         """``tallies`` are all that this process has counted of ``unit``, which may have several LUNs."""

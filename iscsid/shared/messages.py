@@ -119,6 +119,38 @@ class UnitAnswer:
     in_data: bool  # the field pointer points into the parameter list
 
 
+@dataclass(slots=True)
+class Lend:
+    """A file descriptor, which comes with the message and is number ``number`` (from 0) of those of ``revision``."""
+
+    revision: int
+    number: int
+
+
+@dataclass(slots=True)
+class Revise:
+    """Open what ``revision`` of the configuration adds, unseen by initiators, and answer Revised.
+
+    What it is (``daemon.revision``) is in the memory whose descriptor comes with the message, however long it is.
+    """
+
+    revision: int
+
+
+@dataclass(slots=True)
+class Commit:
+    """Every worker has opened what ``revision`` adds: let it be seen, close what it removes, and answer Revised."""
+
+    revision: int
+
+
+@dataclass(slots=True)
+class Undo:
+    """``revision`` does not happen: close what was opened for it. There is no answer."""
+
+    revision: int
+
+
 # -- to the supervisor -----------------------------------------------------------------------------------------------
 
 
@@ -242,11 +274,20 @@ class UnitApplied:
 
 
 @dataclass(slots=True)
+class Revised:
+    """The answer to Revise and to Commit (``done``); ``error``, for the operator, tells why it could not be opened."""
+
+    revision: int
+    done: bool
+    error: str = ""
+
+
+@dataclass(slots=True)
 class Stopped:
     """Every session has ended and every device is flushed and closed; the worker exits next."""
 
 
-ToWorker: TypeAlias = Connect | Drop | Stop | Poll | UpdateUnit | UnitAnswer
+ToWorker: TypeAlias = Connect | Drop | Stop | Poll | UpdateUnit | UnitAnswer | Lend | Revise | Commit | Undo
 ToSupervisor: TypeAlias = (
     Ready
     | BootFailed
@@ -259,6 +300,7 @@ ToSupervisor: TypeAlias = (
     | Withdraw
     | SanitizeOver
     | UnitApplied
+    | Revised
     | Stopped
 )
 Message: TypeAlias = ToWorker | ToSupervisor

@@ -115,7 +115,9 @@ class Engine:
             ScsiDataOut: self._data_out.data_out,
             TaskManagementRequest: self._management.request,
             TextRequest: self._text.request,
-            LogoutRequest: Logout(connection, self.tasks, self.abort_all).request,
+            LogoutRequest: Logout(
+                connection, self.tasks, self.abort_all, lambda: self._seats, authority
+            ).request,
             DamagedPdu: self._data_out.damaged,
         }
         self._starters: dict[type, Callable[[ScsiCommand, LogicalUnit, Any], None]] = {
@@ -276,6 +278,58 @@ class Engine:
     def _fail_late(self, command: ScsiCommand, refusal: ScsiError) -> None:
         if not self.closed:
             self._answers.fail(command, refusal)
+
+    def renew(self, replaced: Mapping[LogicalUnit, LogicalUnit], then: Callable[[], None], *, luns: bool) -> None:
+        """The node has other units: those of ``replaced`` stand for the same as the ones before, and ``luns`` tells
+        that some have come or gone. Call ``then`` when nothing runs any more on one that has gone or was replaced."""
+        if self.closed:
+            self.calls.when_idle(then)
+            return
+        assert self.node is not None
+        before = self._seats
+        parameters = self.connection.parameters
+        self.meter.turn(None)
+        seats = self.node.seats(parameters.initiator_name, parameters.isid, parameters.target_portal_group_tag)
+        nexuses = {replaced.get(unit, unit): nexus for unit, nexus in before.values()}
+        self._seats = {form: (unit, nexuses.get(unit, nexus)) for form, (unit, nexus) in seats.items()}
+        self._nobody = Nexus(luns=self.node.luns)
+        for unit, nexus in dict(self._seats.values()).items():
+            nexus.luns = self.node.luns
+            nexus.restricted = unit.restricts(nexus.id)
+            if unit not in nexuses:
+                attention.establish(nexus.attentions, Reason.POWER_ON_RESET_OR_BUS_DEVICE_RESET)
+            if luns:
+                attention.establish(nexus.attentions, Reason.REPORTED_LUNS_DATA_HAS_CHANGED)
+        for old, new in replaced.items():
+            if new in nexuses and (old.blocks, old.block_size) != (new.blocks, new.block_size):
+                attention.establish(nexuses[new].attentions, Reason.CAPACITY_DATA_HAS_CHANGED)
+        self._withdraw_from(before, {unit for unit, _ in self._seats.values()} | replaced.keys())
+        self.settled(then)
+
+    def _withdraw_from(self, before: Mapping[int, Seat], there: Collection[LogicalUnit]) -> None:
+        """End what is under way on the units of ``before`` that are not ``there`` any more."""
+        gone = [task for task in self.tasks if (seat := before.get(task.command.lun)) and seat[0] not in there]
+        tasks = [task for task in gone if task.withdraw is None]
+        for task in tasks:
+            if not task.aborted:
+                refusal = ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED)
+                task.when_ended(partial(self._fail_late, task.command, refusal))
+        self.abort_all(tasks, self._order.advance)
+
+    def settled(self, then: Callable[[], None]) -> None:
+        """Call ``then`` when what has begun by now has ended."""
+        waits = [task for task in self.tasks if not isinstance(task, HeldTask)]
+        left = len(waits) + 1
+
+        def ended() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                then()
+
+        for task in waits:
+            task.when_ended(ended)
+        ended()
 
     @property
     def nexus(self) -> NexusId | None:

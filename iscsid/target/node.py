@@ -55,12 +55,13 @@ class TargetNode:
 
     Attributes:
         offers: what it offers in negotiation, by the RFC's key names.
+        numbered: the logical units by their numbers.
         units: the logical units by the raw LUN field of a PDU, in every form that SAM allows for a number.
         portal_group_tags: the portal groups through which it is served.
         copying: what the worker does for third-party copies.
     """
 
-    __slots__ = ("alias", "copying", "luns", "name", "offers", "portal_group_tags", "units")
+    __slots__ = ("alias", "copying", "luns", "name", "numbered", "offers", "portal_group_tags", "units")
 
     def __init__(
         self,
@@ -73,11 +74,23 @@ class TargetNode:
         copying: CopyServices = ALONE,
     ) -> None:
         self.name = name
-        self.alias = alias
         self.copying = copying
+        self.renew(units, alias=alias, portal_group_tags=portal_group_tags, offers=offers)
+
+    def renew(
+        self,
+        units: Mapping[int, LogicalUnit],
+        *,
+        alias: str = "",
+        portal_group_tags: Sequence[int] = (1,),
+        offers: Mapping[str, str] = TARGET_OFFERS,
+    ) -> None:
+        """Be what another configuration says; sessions that there are learn of it by ``Engine.renew``."""
+        self.alias = alias
         self.offers = offers
         self.portal_group_tags = portal_group_tags
         self.luns = tuple(sorted(units))
+        self.numbered = dict(units)
         self.units = {form: unit for number, unit in units.items() for form in lun_field.fields(number)}
 
     def seats(self, initiator_name: str, isid: int, portal_group_tag: int = 1) -> dict[int, Seat]:

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,6 +195,17 @@ class FakePlugins(SimpleNamespace):
             raise self.failures["prepare"]
         self.calls.append(("prepare", backend))
         return {**options, "prepared": len(self.calls)}
+
+    def sharing(self, backend: str, options: Mapping[str, Any], layers: Iterable[str] = ()) -> Sharing:
+        return self.backends[backend].sharing
+
+    arguments = None
+
+    def prepare_layers(self, layers: Iterable[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, Mapping[str, Any]]]:
+        return list(layers)
+
+    def release_layers(self, layers: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        assert not list(layers)
 
     def release(self, backend: str, options: dict[str, Any]) -> None:
         self.calls.append(("release", options["prepared"]))

@@ -342,7 +342,7 @@ def test_close_gives_lock_files_back_with_the_devices(tmp_path: Path, release: b
     nodes = Nodes(boot_of(lun_of(MemoryDevice(), serial="A"), runtime_dir=str(tmp_path)))
     with guarded(nodes).exclusive(0, 512):
         pass
-    (lock,) = nodes._locks
+    (lock,) = nodes._locks.values()
     assert lock._fd >= 0
     nodes.close(release=release)
     assert (lock._fd < 0) is release

@@ -1,0 +1,269 @@
+"""Another configuration in a worker that is running: opened unseen, then shown, and what has gone is closed.
+
+The supervisor says when. Nothing that initiators see changes before every worker has opened what comes (``Revise``),
+and when one cannot, all of them close it again (``Undo``). At ``Commit`` the sessions of a target see other units
+between two commands; a session whose target has gone, or that would not be let in any more, ends, and no other does.
+Devices that nobody is to use any more are flushed and closed when the last command that uses them has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Protocol
+
+from iscsid.block.guard import Guarded
+from iscsid.daemon.conduit import Conduit
+from iscsid.daemon.gate import Guest
+from iscsid.daemon.link import Link
+from iscsid.daemon.nodes import Committed, Nodes, Staged
+from iscsid.daemon.revision import Key, Revision, read
+from iscsid.daemon.thresholds import Thresholds
+from iscsid.plugin.descriptors import found_in
+from iscsid.shared.messages import Commit, Lend, Message, Revise, Revised, Undo
+from iscsid.specs import ServerSpec
+from iscsid.target.engine import Engine
+from iscsid.target.node import TargetNode
+from iscsid.target.task import Submit
+
+log = logging.getLogger(__name__)
+
+MESSAGES: Final = (Lend, Revise, Commit, Undo)
+LOGOUT_SECONDS: Final = 2.0  # what a session gets to log out by itself when its target goes
+SETTLE_SECONDS: Final = 10.0  # what a command may take that uses a device which is to be closed
+REASON_LIMIT: Final = 2000  # characters of an error
+
+
+class Host(Protocol):
+    """Who has the sessions: the worker."""
+
+    def guests(self) -> Mapping[Link, Guest]:
+        """Every connection, and who is at its other end."""
+
+    def leaving(self) -> Iterable[Engine]:
+        """Sessions that are over, with calls in the pool."""
+
+    def revised(self, spec: ServerSpec) -> None:
+        """This is the configuration from now on."""
+
+
+@dataclass(eq=False, slots=True)
+class _Closing:
+    """What is left to do of a revision. ``links`` are sessions that may still use what goes, ``waits`` counts them."""
+
+    number: int
+    devices: list[tuple[Key, Guarded]]
+    descriptors: list[int]
+    links: dict[Link, float]  # when each is closed
+    waits: int = 1
+
+
+class Reviser:
+    """One worker's end."""
+
+    def __init__(
+        self,
+        host: Host,
+        nodes: Nodes,
+        conduit: Conduit,
+        thresholds: Thresholds,
+        submit: Submit,
+        send: Callable[[Message], None],
+    ) -> None:
+        self._host = host
+        self._nodes = nodes
+        self._conduit = conduit
+        self._thresholds = thresholds
+        self._submit = submit
+        self._send = send
+        self._lent: dict[int, dict[int, int]] = {}  # by revision and number
+        self._opening = 0  # the revision whose media are being opened
+        self._staged: Staged | None = None
+        self._received: dict[Key, Sequence[int]] = {}  # descriptors that came for what is served now
+        self._closing: list[_Closing] = []
+
+    def on_message(self, message: Lend | Revise | Commit | Undo, fd: int | None) -> None:
+        """The supervisor speaks; the descriptor is ours."""
+        if isinstance(message, Lend):
+            if fd is not None:
+                self._lent.setdefault(message.revision, {})[message.number] = fd
+        elif isinstance(message, Revise):
+            self._revise(message.revision, fd)
+        elif isinstance(message, Commit):
+            if self._staged is not None and self._staged.revision.number == message.revision:
+                self._commit(self._staged)
+        else:
+            self._undo(message.revision)
+
+    def tick(self, now: float) -> None:
+        """Close the sessions that had their time. To be called each second."""
+        for closing in list(self._closing):
+            for link, deadline in list(closing.links.items()):
+                if not link.alive or now >= deadline:
+                    link.close("the configuration has changed")
+                    del closing.links[link]
+                    link.engine.calls.when_idle(partial(self._settled, closing))
+
+    def stop(self) -> None:
+        """The worker ends, and its calls have: close what is left to be closed."""
+        for closing in self._closing:
+            for (target, lun), device in closing.devices:
+                try:
+                    self._nodes.shut(device)
+                except Exception as error:  # a device of a stranger may raise anything
+                    log.error("%s LUN %d: flush or close failed: %s", target, lun, error)
+        self._closing.clear()
+
+    # --- before anybody sees it -------------------------------------------------------------------------------------
+
+    def _revise(self, number: int, fd: int | None) -> None:
+        lent = self._lent.pop(number, {})
+        descriptors = [lent[key] for key in sorted(lent)]
+        try:
+            if fd is None:
+                raise ValueError("a descriptor was lost: too many files are open")
+            revision = read(fd, descriptors)
+        except Exception as error:  # a value of a stranger's may raise anything; a descriptor that was lost is missing
+            _close(descriptors)
+            self._refuse(number, error)
+            return
+        received = {key: found_in((revision.prepared[key], revision.layers.get(key, ()))) for key in revision.prepared}
+        self._nodes.learn(revision.columns)
+        self._opening = number
+        self._submit(partial(self._nodes.stage, revision, received), partial(self._opened, revision, descriptors))
+
+    def _opened(
+        self, revision: Revision, descriptors: Sequence[int], staged: Staged | None, error: Exception | None
+    ) -> None:
+        wanted = self._opening == revision.number
+        self._opening = 0
+        if staged is None:
+            _close(descriptors)
+            if wanted:
+                self._refuse(revision.number, error or ValueError("it cannot be opened"))
+        elif not wanted:
+            self._discard(staged)
+        else:
+            self._staged = staged
+            self._conduit.stage(staged.units.values())
+            self._send(Revised(revision.number, False))
+
+    def _refuse(self, number: int, error: Exception) -> None:
+        self._send(Revised(number, False, (str(error) or type(error).__name__)[:REASON_LIMIT]))
+
+    def _undo(self, number: int) -> None:
+        _close(self._lent.pop(number, {}).values())
+        if self._opening == number:
+            self._opening = 0
+        staged, self._staged = self._staged, None
+        if staged is not None:
+            self._conduit.renew(self._nodes.by_serial())
+            self._discard(staged)
+
+    def _discard(self, staged: Staged) -> None:
+        def closed(_result: object, error: Exception | None) -> None:
+            if error is not None:
+                log.error("close failed: %s", error)
+
+        for key, unit in staged.units.items():
+            _close(staged.received[key])
+            self._submit(partial(self._nodes.shut, unit.device, flush=False), closed)
+
+    # --- when it is seen --------------------------------------------------------------------------------------------
+
+    def _commit(self, staged: Staged) -> None:
+        self._staged = None
+        before = self._nodes.boot
+        done = self._nodes.commit(staged)
+        units = self._nodes.by_serial()
+        self._conduit.renew(units)
+        self._thresholds.renew(unit for here in units.values() for unit in here)
+        self._host.revised(staged.revision.spec)
+        descriptors: list[int] = []
+        for key, _ in done.closing:
+            inherited = (before.prepared.get(key, {}), before.layers.get(key, ()))
+            received = self._received.pop(key, None)
+            descriptors += found_in(inherited) if received is None else received
+        self._received |= staged.received
+        closing = _Closing(staged.revision.number, done.closing, descriptors, {})
+        self._closing.append(closing)
+        for link, guest in list(self._host.guests().items()):
+            guest.move(self._nodes.gate)
+            self._renew(link, guest, done, closing)
+        for engine in list(self._host.leaving()):
+            closing.waits += 1
+            engine.calls.when_idle(partial(self._settled, closing))
+        self._settled(closing)
+
+    def _renew(self, link: Link, guest: Guest, done: Committed, closing: _Closing) -> None:
+        """What one connection sees of it."""
+        engine, now = link.engine, time.monotonic()
+        node = engine.node
+        if link.established is None:
+            if done.removed:
+                link.close("the configuration has changed")  # it may be on its way to what has gone
+        elif node in done.removed:
+            engine.connection.request_logout(int(LOGOUT_SECONDS))
+            self._wait(closing, link, now + LOGOUT_SECONDS)
+            link.flush()
+        elif not guest.may_stay(_name(node), engine.connection.parameters.initiator_name):
+            link.close("may not use the target any more")
+        elif node is not None:
+            self._wait(closing, link, now + SETTLE_SECONDS)
+            settled = partial(self._link_settled, closing, link)
+            if node.name in done.targets or any(unit in node.numbered.values() for unit in done.replaced.values()):
+                engine.renew(done.replaced, settled, luns=node.name in done.targets)
+            else:
+                engine.settled(settled)
+            link.flush()
+
+    @staticmethod
+    def _wait(closing: _Closing, link: Link, until: float) -> None:
+        closing.links[link] = until
+        closing.waits += 1
+
+    def _link_settled(self, closing: _Closing, link: Link) -> None:
+        if closing.links.pop(link, None) is not None:
+            self._settled(closing)
+
+    def _settled(self, closing: _Closing) -> None:
+        """One less is waited for; after the last, the devices are closed, and then it is done."""
+        closing.waits -= 1
+        if closing.waits:
+            return
+        left = len(closing.devices)
+
+        def closed(key: Key, _result: object, error: Exception | None) -> None:
+            nonlocal left
+            left -= 1
+            if error is not None:
+                log.error("%s LUN %d: flush or close failed: %s", *key, error)
+            if not left:
+                self._over(closing)
+
+        devices, closing.devices = closing.devices, []
+        for key, device in devices:
+            self._submit(partial(self._nodes.shut, device), partial(closed, key))
+        if not devices:
+            self._over(closing)
+
+    def _over(self, closing: _Closing) -> None:
+        if closing in self._closing:
+            self._closing.remove(closing)
+        _close(closing.descriptors)
+        self._send(Revised(closing.number, True))
+
+
+def _name(node: TargetNode | None) -> str:
+    return "" if node is None else node.name
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for fd in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(fd)
