@@ -21,23 +21,24 @@ from typing import Any
 import click
 import sdnotify
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from iscsid import __version__, config, values
+from iscsid import __version__, config, screen, values
+from iscsid.cli_disk import disk
 from iscsid.cli_image import image
+from iscsid.cli_import import import_targets
 from iscsid.cli_layer import layer
 from iscsid.daemon.control import ControlError, ask
 from iscsid.daemon.errors import StartError
 from iscsid.errors import ConfigError, IscsidError
 from iscsid.plugin.manager import Plugins
 from iscsid.plugin.manager import load as load_plugins
+from iscsid.screen import size_text
 from iscsid.specs import ACCESS_STATES, LunSpec, PortalSpec, ServerSpec, TargetSpec
 
 DEMO_TARGET = "iqn.2026-11.org.iscsid:demo"
 DEMO_PORTAL = PortalSpec("127.0.0.1")
 DEMO_SIZE = 1 << 30
-WIDE = 240  # columns where nobody looks at a screen: a table in a pipe or a journal is not folded
 
 
 class Exit(enum.IntEnum):
@@ -85,7 +86,9 @@ def main() -> None:
     """
 
 
+main.add_command(disk)
 main.add_command(image)
+main.add_command(import_targets)
 main.add_command(layer)
 
 
@@ -122,7 +125,7 @@ def serve(file: str | None, portals: tuple[PortalSpec, ...]) -> None:
         targets = tuple(dataclasses.replace(target, portal_groups=()) for target in spec.targets)
         spec = dataclasses.replace(spec, portals=portals, targets=targets)  # all of them are portal group 1
     _tell_failures(plugins)
-    console = _console()
+    console = screen.console()
 
     ready = False
 
@@ -142,7 +145,7 @@ def check(file: str) -> None:
     """Tell what is wrong with a configuration FILE, or what it serves."""
     spec, plugins = config.load(file)
     _tell_failures(plugins)
-    console = _console()
+    console = screen.console()
     print_served(console, spec, [str(portal) for portal in spec.portals])
     units = sum(len(target.luns) for target in spec.targets)
     console.print(f"{file}: targets: {len(spec.targets)}, logical units: {units}; nothing is wrong", soft_wrap=True)
@@ -208,7 +211,7 @@ def _asks(command: Callable[..., None]) -> Callable[..., None]:
 def status(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
     """Show a running server, its workers and their load."""
     answer = ask_server("status", file, runtime_dir)
-    click.echo(json.dumps(answer, indent=2)) if as_json else print_status(_console(), answer)
+    click.echo(json.dumps(answer, indent=2)) if as_json else print_status(screen.console(), answer)
 
 
 @main.command()
@@ -240,7 +243,7 @@ def alua(
     elif preferred is not None:
         raise click.UsageError("say which TARGET, TAG and STATE")
     answer = ask_server("alua", file, runtime_dir, **change)
-    click.echo(json.dumps(answer, indent=2)) if as_json else print_access(_console(), answer)
+    click.echo(json.dumps(answer, indent=2)) if as_json else print_access(screen.console(), answer)
 
 
 @main.command()
@@ -248,7 +251,7 @@ def alua(
 def sessions(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
     """Show who is logged in to a running server."""
     answer = ask_server("sessions", file, runtime_dir)
-    click.echo(json.dumps(answer, indent=2)) if as_json else print_sessions(_console(), answer)
+    click.echo(json.dumps(answer, indent=2)) if as_json else print_sessions(screen.console(), answer)
 
 
 def ask_server(command: str, file: str | None, runtime_dir: str | None, **arguments: Any) -> dict[str, Any]:
@@ -272,32 +275,9 @@ def ask_server(command: str, file: str | None, runtime_dir: str | None, **argume
 # -- the screen --------------------------------------------------------------------------------------------------------
 
 
-def _console() -> Console:
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = WIDE
-    return console
-
-
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
-    return table
-
-
-def size_text(size: float) -> str:
-    """Bytes for people: 1536 is "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} PiB"
-
-
 def print_served(console: Console, spec: ServerSpec, portals: Sequence[str]) -> None:
     """What is served, and where."""
-    table = _table("TARGET", "LUN", "BACK END", "MEDIUM", "", right=("LUN",))
+    table = screen.table("TARGET", "LUN", "BACK END", "MEDIUM", "", right=("LUN",))
     for target in spec.targets:
         for lun in target.luns:
             table.add_row(*map(Text, (target.name, str(lun.lun), lun.backend, _medium(lun), _remarks(lun))))
@@ -415,7 +395,7 @@ def print_status(console: Console, answer: Mapping[str, Any]) -> None:
         console.print(Text(f"refused    {reasons}"), soft_wrap=True)
     console.print()
     columns = ("WORKER", "PID", "STATE", "SESSIONS", "COMMANDS", "READ", "WRITTEN", "CPU", "MEMORY", "REPLACED")
-    table = _table(*columns, right=[name for name in columns if name != "STATE"])
+    table = screen.table(*columns, right=[name for name in columns if name != "STATE"])
     for worker in answer["workers"]:
         table.add_row(*map(Text, _worker_row(worker)))
     console.print(table)
@@ -444,7 +424,7 @@ def print_sessions(console: Console, answer: Mapping[str, Any]) -> None:
         console.print("Nobody is logged in.")
         return
     right = ("TSIH", "WORKER", "COMMANDS", "READ", "WRITTEN")
-    table = _table("TSIH", "INITIATOR", "FROM", "TARGET", "STATE", "SINCE", *right[1:], right=right)
+    table = screen.table("TSIH", "INITIATOR", "FROM", "TARGET", "STATE", "SINCE", *right[1:], right=right)
     for session in answer["sessions"]:
         row = (
             str(session["tsih"]),
@@ -464,7 +444,7 @@ def print_sessions(console: Console, answer: Mapping[str, Any]) -> None:
 
 def print_access(console: Console, answer: Mapping[str, Any]) -> None:
     """The answer to ``alua``: a line for each unit and portal group."""
-    table = _table("TARGET", "LUN", "TAG", "STATE", "", "SET BY", right=("LUN", "TAG"))
+    table = screen.table("TARGET", "LUN", "TAG", "STATE", "", "SET BY", right=("LUN", "TAG"))
     for unit in answer["units"]:
         for group in unit["groups"]:
             preferred = "preferred" if group["preferred"] else ""

@@ -610,14 +610,6 @@ def test_real_demo_is_listed_by_libiscsi(real: Served, judge: Callable[[str], st
 
 
 @pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (512, "512 B"), (1536, "1.5 KiB"), (1 << 30, "1 GiB"), (10 << 40, "10 TiB"), (1 << 60, "1024 PiB")],
-)
-def test_size_is_told_in_its_unit(size: int, text: str) -> None:
-    assert cli.size_text(size) == text
-
-
-@pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0s"), (59.9, "59s"), (60, "1m 0s"), (3725, "1h 2m"), (86400, "1d 0h"), (400 * 86400 + 3600, "400d 1h")],
 )
