@@ -228,7 +228,7 @@ class Client:
             connections, self._connections = self._connections, []
             self._reason = reason
             now = time.monotonic()
-            if now - self._revived_at > LAST_PAUSE:  # it was a good one
+            if now - self._revived_at > self._pause:  # it was worth it
                 self._pause, self._retry_at = FIRST_PAUSE, now
             else:
                 self._put_off(now)

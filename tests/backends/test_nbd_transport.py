@@ -271,7 +271,7 @@ def test_garbage_in_the_place_of_tls_is_refused(keys: Path) -> None:
         peer.recv(5)
         peer.send(b"no TLS at all, and never has been")
 
-    with Script(play) as script, pytest.raises(BlockError, match="SSL|TLS|record|version"):
+    with Script(play) as script, pytest.raises(BlockError, match=r"SSL|TLS|record|version"):
         open_device(secure(script), ca=str(keys / "ca-cert.pem"))
 
 
@@ -288,7 +288,7 @@ def test_nbdkit_with_tls_serves_those_who_have_a_certificate(keys: Path) -> None
         device.read_into(memoryview(buffer), 4096)
         assert buffer == b"secret  " * 512
         device.close()
-        with pytest.raises(BlockError, match="wants TLS|TLS"):
+        with pytest.raises(BlockError, match="TLS"):
             open_device(kit.uri())
 
 
