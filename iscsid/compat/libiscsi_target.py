@@ -52,6 +52,8 @@ DEBUG: Final[dict[str, tuple[str, ...]]] = {
     "scsi": ("iscsid.scsi", "iscsid.block"),
     "all": ("iscsid", "iscsid_backends", "iscsid_plugins"),
 }
+log = logging.getLogger(__name__)
+
 STOP_PATIENCE: Final = 10.0  # seconds beyond the server's own stop_timeout that a shutdown waits
 _KEYS: Final = {  # of [server], by what they come from
     "portals": "target port",
@@ -100,6 +102,7 @@ class iscsi_target_t(Variables):
         self.portals: tuple[str, ...] = ()  # with the ports that the kernel chose, while it listens
         self.last_tsih = 0
         self._loaded: _Loaded | None = None
+        self._next: _Loaded | None = None  # what reconfigure has read, until the server has taken it
         self._requests: Requests | None = None
         self._listener: int | None = None  # the thread that listens
         self._finished = threading.Event()
@@ -192,6 +195,7 @@ def iscsi_target_listen(
                 started=lambda told: _started(tgt, told, started),
                 sessions=lambda session, here: _tell_session(tgt, session, here),
                 signals=lambda: requests,
+                reread=lambda: _reread(tgt),
             )
             tgt._code = -1 if code else 0
     finally:
@@ -228,7 +232,8 @@ def iscsi_target_shutdown(tgt: iscsi_target_t) -> int:
 def iscsi_target_reconfigure(tgt: iscsi_target_t) -> int:
     """Read the targets file again. 1: it counts; 0: it cannot be read; -1: something in it, or in a variable, is wrong.
 
-    Whatever it answers but 1, what is served stays as it was.
+    Whatever it answers but 1, what is served stays as it was. A target that listens becomes what the file says in a
+    moment; sessions of targets that are still the same go on.
     """
     if tgt._loaded is None or tgt.state is not State.INITIALIZED:
         return _fail("iscsi_target_reconfigure: it is not started")
@@ -239,8 +244,10 @@ def iscsi_target_reconfigure(tgt: iscsi_target_t) -> int:
         return 0
     except _Failed as failed:
         return _fail(str(failed))
-    tgt._loaded = loaded
-    if tgt._requests is not None:
+    if tgt._requests is None:
+        tgt._loaded = loaded
+    else:
+        tgt._next = loaded
         tgt._requests.send(signal.SIGHUP)
     return 1
 
@@ -261,8 +268,15 @@ def iscsi_target_write_pidfile(path: str | None = None) -> None:
 # -- start -------------------------------------------------------------------------------------------------------------
 
 
-def _load(tgt: iscsi_target_t) -> _Loaded:
-    """Read the file and make a configuration of it, telling what there is on the way. Raises _Failed."""
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _load(tgt: iscsi_target_t, tell: Callable[[str], None] = _tell) -> _Loaded:
+    """Read the file and make a configuration of it, telling what there is on the way. Raises _Failed.
+
+    ``tell`` is given what is wrong and stops nothing.
+    """
     block_length = _value(tgt, "blocklen")
     if block_length not in map(str, convert.BLOCK_LENGTHS):
         raise _Failed(f"Invalid block len {block_length}. Choose one of 512, 1024, 2048, 4096, or 8192.")
@@ -275,7 +289,7 @@ def _load(tgt: iscsi_target_t) -> _Loaded:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise _NoFile(f"can't open `{path}' `r' ({reason})\nError: can't open `{path}'") from error
     for message in file.messages:
-        print(message.at(path), file=sys.stderr, flush=True)
+        tell(message.at(path))
     if not file.targets:
         raise _Failed("No targets to initialise")
     for target in file.targets.values():
@@ -286,7 +300,7 @@ def _load(tgt: iscsi_target_t) -> _Loaded:
     state_dir = server["state_dir"]
     if convert.has_mirror([target.storage for target in file.targets.values()]):
         _make_folder(os.path.join(state_dir, convert.MIRRORS))
-    settings = convert.Settings(state_dir, _value(tgt, "iqn"), int(block_length), _auth_table(tgt))
+    settings = convert.Settings(state_dir, _value(tgt, "iqn"), int(block_length), _auth_table(tgt, tell))
     found = tuple(file.targets.values())
     tables = convert.target_tables(file, settings)
     try:
@@ -341,7 +355,7 @@ def _make_folder(path: str) -> None:
         raise _Failed(f"{path}: {error.strerror}") from error
 
 
-def _auth_table(tgt: iscsi_target_t) -> dict[str, Any] | None:
+def _auth_table(tgt: iscsi_target_t, tell: Callable[[str], None]) -> dict[str, Any] | None:
     """Who has to prove what: all CHAP users of the auths file, unless ``auth type`` is "none"."""
     kind = tgt.getvar("auth type")
     if kind == "none":
@@ -355,7 +369,7 @@ def _auth_table(tgt: iscsi_target_t) -> dict[str, Any] | None:
         # Unreadable, it may well ask for proof that nobody would be asked for.
         raise _Failed(f"can't open `{path}' `r' ({getattr(error, 'strerror', None) or error})") from error
     for message in found.messages:
-        print(message.at(path), file=sys.stderr, flush=True)
+        tell(message.at(path))
     table = convert.auth_table(found)
     if table is None and kind == "chap":
         raise _Failed(f"No matching user configuration entry for CHAP was found\nPlease add an entry to `{path}'")
@@ -387,7 +401,7 @@ def _tell_storage(loaded: _Loaded) -> None:
     try:
         for target, spec in zip(loaded.targets, loaded.spec.targets, strict=True):
             size, block_size = _look_at(spec, loaded.plugins, media)
-            kind = "readonly" if target.readonly else "disk"
+            kind = "readonly disk" if target.readonly else "disk"
             print(f"DISK: 1 logical unit ({size // block_size} blocks, {block_size} bytes/block), type iscsi fs")
             print(f'DISK: LUN 0: {size >> 20} MB {kind} storage for "{target.name}"', flush=True)
     finally:
@@ -418,8 +432,7 @@ def _debug(what: str) -> None:
 
 
 def _fail(message: str) -> int:
-    if message:
-        print(message, file=sys.stderr, flush=True)
+    _tell(message)
     return -1
 
 
@@ -431,6 +444,18 @@ def _started(tgt: iscsi_target_t, told: Started, then: Callable[[], None]) -> No
     tgt.setvar("target address", f"{told.portals[0]},{told.portals[0].portal_group_tag}")
     tgt.listener_listening = True
     then()
+
+
+def _reread(tgt: iscsi_target_t) -> tuple[ServerSpec, Plugins]:
+    """The configuration once more, for the server: what reconfigure has read, or after a SIGHUP what the file says."""
+    loaded, tgt._next = tgt._next, None
+    if loaded is None:
+        try:
+            loaded = _load(tgt, log.warning)
+        except _Failed as failed:
+            raise StartError(str(failed)) from failed
+    tgt._loaded = loaded
+    return loaded.spec, loaded.plugins
 
 
 def _tell_session(tgt: iscsi_target_t, session: Session, here: bool) -> None:
