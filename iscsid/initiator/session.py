@@ -252,7 +252,7 @@ class InitiatorSession:
             return
         pause = BACK_OFF[min(self._attempts, len(BACK_OFF) - 1)] if wait is None else min(wait, WAIT_LIMIT)
         self._attempts += 1
-        self.connect_at = now + pause
+        self.connect_at = min(now + pause, self._lost_since + self.options.recovery_timeout)
 
     def _follow(self, error: LoginFailed, now: float) -> None:
         """Go where the target has moved to (section 11.13.5); for good only where it says so."""

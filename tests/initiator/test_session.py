@@ -128,6 +128,7 @@ def test_attempts_back_off_and_end() -> None:
         world.now = world.session.connect_at
         world.session.lost(ConnectionFailed("refused"), world.now)
     assert tuple(pauses[: len(BACK_OFF) - 1]) == BACK_OFF[:-1]
+    assert sum(pauses) == pytest.approx(5.0)  # the last attempt is made when the time is up, not later
     with pytest.raises(ConnectionFailed, match="refused"):
         result(task)
 
