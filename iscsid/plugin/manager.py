@@ -53,6 +53,7 @@ BUILTIN = (
     "iscsid_plugins.cow",
     "iscsid_plugins.cache",
     "iscsid_plugins.checksum",
+    "iscsid_plugins.crypt",
     "iscsid_plugins.chap",
 )
 #: Names of built-in back ends that are not the name of their module (``block`` is a room of iscsid already).

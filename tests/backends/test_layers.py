@@ -37,6 +37,7 @@ STACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "checksum": ("checksum", {"path": _PATH}),
     "cache": ("cache", {}),
     "cache-back": ("cache", {"mode": "back", "size": "1 MiB", "dirty": "128 KiB"}),
+    "crypt": ("crypt", {"format": "plain", "sector": 4096, "key_file": _PATH}),
     "cow-memory": ("cow", {"cluster": "4 KiB"}),
 }
 #: Layers without a device that keeps the contract: one needs a certain content and is ``offset`` otherwise, the other
@@ -65,6 +66,12 @@ def expected(stack: str, kind: str) -> Capabilities:
         now = NONE if kind == "file-direct" else NATIVE
         back = {"flush": NATIVE, "fua": EMULATE, "block_status": EMULATE} if stack == "cache-back" else {}
         return dataclasses.replace(below, view=NONE, read_nowait=now, write_nowait=now, **back)
+    if stack == "crypt":
+        lost = dict.fromkeys(("view", "discard", "space"), NONE) | dict.fromkeys(
+            ("block_status", "write_zeroes"), EMULATE
+        )
+        tried = {"read_nowait": NATIVE, "write_nowait": NATIVE} if kind in INLINE else {}
+        return dataclasses.replace(below, **lost, **tried)
     if stack == "checksum":
         return dataclasses.replace(_OVERLAY, flush=NATIVE, read_nowait=NONE, write_nowait=NONE)
     if stack in _WAITS:
@@ -76,7 +83,7 @@ def expected(stack: str, kind: str) -> Capabilities:
 
 
 def inline(stack: str, kind: str) -> bool:
-    return kind in INLINE and stack not in _WAITS | {"cow-file", "checksum", "cache", "cache-back"}
+    return kind in INLINE and stack not in _WAITS | {"cow-file", "checksum", "cache", "cache-back", "crypt"}
 
 
 @pytest.fixture(params=[f"{stack}/{kind}" for stack, kind in itertools.product(STACKS, UNDER)])
@@ -84,7 +91,15 @@ def medium(request: pytest.FixtureRequest, stacked: Callable[..., Any], tmp_path
     stack, kind = request.param.split("/")
     layer, values = STACKS[stack]
     values = {key: str(tmp_path / f"{layer}.{key}") if value is _PATH else value for key, value in values.items()}
-    return stacked(request.param, kind, [(layer, values)])
+    if stack == "crypt":
+        Path(values["key_file"]).write_bytes(bytes(range(64)))
+        Path(values["key_file"]).chmod(0o600)
+    medium = stacked(request.param, kind, [(layer, values)])
+    if stack == "crypt":
+        guard = medium.open()
+        guard.write_zeroes(0, 2 << 20)  # what was never written reads as noise
+        guard.close()
+    return medium
 
 
 @pytest.fixture(autouse=True)
