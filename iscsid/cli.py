@@ -39,6 +39,7 @@ from iscsid.specs import ACCESS_STATES, LunSpec, PortalSpec, ServerSpec, TargetS
 DEMO_TARGET = "iqn.2026-11.org.iscsid:demo"
 DEMO_PORTAL = PortalSpec("127.0.0.1")
 DEMO_SIZE = 1 << 30
+CHANGE_SECONDS = 180.0  # that a change of a running server may take: commands end, media are opened and closed
 
 
 class Exit(enum.IntEnum):
@@ -120,11 +121,15 @@ def serve(file: str | None, portals: tuple[PortalSpec, ...]) -> None:
     """
     from iscsid.daemon import supervisor  # the whole server, which the other commands need not wait for
 
-    spec, plugins = demo() if file is None else config.load(file)
-    if portals:
-        targets = tuple(dataclasses.replace(target, portal_groups=()) for target in spec.targets)
-        spec = dataclasses.replace(spec, portals=portals, targets=targets)  # all of them are portal group 1
-    _tell_failures(plugins)
+    def read() -> tuple[ServerSpec, Plugins]:
+        spec, plugins = demo() if file is None else config.load(file)
+        if portals:
+            targets = tuple(dataclasses.replace(target, portal_groups=()) for target in spec.targets)
+            spec = dataclasses.replace(spec, portals=portals, targets=targets)  # all of them are portal group 1
+        _tell_failures(plugins)
+        return spec, plugins
+
+    spec, plugins = read()
     console = screen.console()
 
     ready = False
@@ -135,7 +140,8 @@ def serve(file: str | None, portals: tuple[PortalSpec, ...]) -> None:
         portals = [str(portal) for portal in told.portals]
         print_started(console, spec, portals, len(told.pids), guide=file is None or console.is_terminal)
 
-    code = supervisor.serve(spec, plugins, notify=_notifier(), started=started)
+    reread = None if file is None else read
+    code = supervisor.serve(spec, plugins, notify=_notifier(), started=started, reread=reread)
     click.get_current_context().exit(code if ready or code == Exit.OK else Exit.START)
 
 
@@ -248,6 +254,73 @@ def alua(
 
 @main.command()
 @_asks
+def reload(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
+    """Have a running server read its configuration again, and tell what has changed.
+
+    Targets and LUNs come, go and change; sessions of the others go on. What needs a restart is named and left as it is.
+    With a problem, exit code 1, nothing has changed at all.
+    """
+    _change("reload", file, runtime_dir, as_json)
+
+
+@main.group()
+def lun() -> None:
+    """Eject, load or resize one LUN of a running server."""
+
+
+@lun.command()
+@click.argument("target")
+@click.argument("number", metavar="LUN", type=int)
+@click.option("--force", is_flag=True, help="Even where an initiator prevents the removal.")
+@_asks
+def eject(target: str, number: int, force: bool, file: str | None, runtime_dir: str | None, as_json: bool) -> None:
+    """Take the medium of a removable LUN out, when what was written is on it."""
+    _change("lun", file, runtime_dir, as_json, verb="eject", target=target, lun=number, force=force)
+
+
+@lun.command()
+@click.argument("target")
+@click.argument("number", metavar="LUN", type=int)
+@_asks
+def load(target: str, number: int, file: str | None, runtime_dir: str | None, as_json: bool) -> None:
+    """Put the medium of a removable LUN in: the file that has its name now, where it is one."""
+    _change("lun", file, runtime_dir, as_json, verb="load", target=target, lun=number)
+
+
+def _read_size(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    try:
+        return None if text is None else values.size(int(text) if text.isdecimal() else text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+@lun.command()
+@click.argument("target")
+@click.argument("number", metavar="LUN", type=int)
+@click.argument("size", required=False, callback=_read_size)
+@_asks
+def resize(
+    target: str, number: int, size: int | None, file: str | None, runtime_dir: str | None, as_json: bool
+) -> None:
+    """Make a LUN SIZE large ("20 GiB"), or, without SIZE, as large as its medium has become by itself.
+
+    Its sessions go on and are told. It is never made smaller. Change the configuration too, or the next reload finds
+    it larger than it says.
+    """
+    given = {} if size is None else {"size": size}
+    _change("lun", file, runtime_dir, as_json, verb="resize", target=target, lun=number, **given)
+
+
+def _change(command: str, file: str | None, runtime_dir: str | None, as_json: bool, **arguments: Any) -> None:
+    """Ask for a change, wait for it, and tell what became of it."""
+    answer = ask_server(command, file, runtime_dir, timeout=CHANGE_SECONDS, **arguments)
+    click.echo(json.dumps(answer, indent=2)) if as_json else print_changes(screen.console(), answer)
+    if answer["problems"]:
+        click.get_current_context().exit(Exit.FAILED)
+
+
+@main.command()
+@_asks
 def sessions(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
     """Show who is logged in to a running server."""
     answer = ask_server("sessions", file, runtime_dir)
@@ -273,6 +346,21 @@ def ask_server(command: str, file: str | None, runtime_dir: str | None, **argume
 
 
 # -- the screen --------------------------------------------------------------------------------------------------------
+
+
+def print_changes(console: Console, answer: Mapping[str, Any]) -> None:
+    """What a change of a running server came to."""
+    if answer["problems"]:
+        for problem in answer["problems"]:
+            click.echo(problem, err=True)
+        click.echo("nothing has changed", err=True)
+    elif answer["rows"]:
+        table = screen.table("WHAT", "")
+        for row in answer["rows"]:
+            table.add_row(*map(Text, row))
+        console.print(table)
+    else:
+        console.print("nothing is different")
 
 
 def print_served(console: Console, spec: ServerSpec, portals: Sequence[str]) -> None:

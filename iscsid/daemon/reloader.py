@@ -94,6 +94,10 @@ class Reloader:
         """Give a LUN ``size`` bytes; None: whatever its medium has now. Its sessions go on."""
         self._queue(partial(self._reopen, target, lun, size, done), done, now)
 
+    def look(self, serial: str, done: Done, now: float) -> None:
+        """Reopen a unit, wherever it is a LUN, if its medium may be opened twice: there may be another one now."""
+        self._queue(partial(self._look, serial, done), done, now)
+
     def _queue(self, begin: Callable[[float], None], done: Done, now: float) -> None:
         if len(self._waiting) >= MAX_WAITING:
             done(Answer(problems=("too many changes are under way",)))
@@ -129,13 +133,25 @@ class Reloader:
         if size is not None:
             self._begin(diff(server.spec, resized(server.spec, old.serial, size)), server.plugins, done, now)
             return
+        self._reopen_all(old.serial, done, now)
+
+    def _reopen_all(self, serial: str, done: Done, now: float) -> None:
+        spec = self._server.spec
         changes = tuple(
-            LunChange(other.name, Kind.RELOADED, each, each)
-            for other in server.spec.targets
-            for each in other.luns
-            if each.serial == old.serial
+            LunChange(target.name, Kind.RELOADED, lun, lun)
+            for target in spec.targets
+            for lun in target.luns
+            if lun.serial == serial
         )
-        self._begin(Changes(server.spec, luns=changes), server.plugins, done, now)
+        self._begin(Changes(spec, luns=changes), self._server.plugins, done, now)
+
+    def _look(self, serial: str, done: Done, now: float) -> None:
+        spec, plugins = self._server.spec, self._server.plugins
+        luns = [lun for target in spec.targets for lun in target.luns if lun.serial == serial]
+        if any(self._exclusive(plugins, lun) for lun in luns):
+            done(Answer())
+        else:
+            self._reopen_all(serial, done, now)
 
     # -- before anybody sees it --------------------------------------------------------------------------------------
 
@@ -183,9 +199,7 @@ class Reloader:
     def _made(self, change: _Change, lun: LunChange, new: LunSpec) -> Prepared:
         media = self._server.media
         if lun.stays and self._exclusive(change.plugins, new):
-            raise Refused(
-                f"target {lun.target}, lun {lun.lun}: one process has its medium, and cannot have it twice"
-            )
+            raise Refused(f"target {lun.target}, lun {lun.lun}: one process has its medium, and cannot have it twice")
         if lun.kind is Kind.RESIZED:
             return media.resize(lun.target, new)
         if lun.kind is Kind.RELOADED and "path" not in new.options:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import iscsid
 from iscsid.daemon.access import AccessControl
+from iscsid.daemon.administration import Administration
 from iscsid.daemon.children import Child, Slot
 from iscsid.daemon.control import Client, Control, Handler
 from iscsid.shared.messages import Poll
@@ -43,11 +44,14 @@ class Reports:
         self._waiters: list[_Waiter] = []
         self._told: dict[str, int] = {}
         self._access = AccessControl(server)
+        self._administration = Administration(server)
         self.commands: dict[str, Handler] = {
             "status": self._status,
             "sessions": self._sessions,
             "stop": self._stop,
             "alua": self._alua,
+            "reload": self._reload,
+            "lun": self._lun,
         }
 
     def heard_of(self, tsih: int) -> None:
@@ -83,6 +87,12 @@ class Reports:
 
     def _alua(self, client: Client, request: Mapping[str, Any], now: float) -> dict[str, Any] | None:
         return self._access.alua(self.control, client, request, now)
+
+    def _reload(self, client: Client, request: Mapping[str, Any], now: float) -> dict[str, Any] | None:
+        return self._administration.reload(self.control, client, request, now)
+
+    def _lun(self, client: Client, request: Mapping[str, Any], now: float) -> dict[str, Any] | None:
+        return self._administration.lun(self.control, client, request, now)
 
     def _status(self, _client: Client, _request: Mapping[str, Any], now: float) -> dict[str, Any]:
         server = self._server

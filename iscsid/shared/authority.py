@@ -19,7 +19,6 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from iscsid.errors import LocalProtocolError, ScsiError
@@ -31,11 +30,11 @@ from iscsid.scsi.state import NexusId, Outcome
 from iscsid.shared import rules
 from iscsid.shared.barrier import Barrier
 from iscsid.shared.messages import AskReset, AskUnit, SanitizeOver, UnitAnswer, UnitApplied, UpdateUnit, Withdraw
+from iscsid.shared.parts import json_text, parts, unit_answer
 from iscsid.shared.rules import AccessChange, MediumChange, Request, Reset, UnitState
 
 MAX_WAITING: Final = 256  # asks per unit that wait for their turn: two whole command windows
 MAX_STATE: Final = 96 * 1024  # bytes of a state in a message; a change that makes it longer is refused
-MAX_PART: Final = 64 * 1024  # bytes of attentions and aborts in one message; more of them take more messages
 ADMINISTRATOR: Final = -1  # in place of a worker's index: who asks at the control socket
 NOBODY: Final = NexusId("", 0, "", 0)
 STALL: Final = 5.0  # seconds between two calls of expire() after which nobody could have been heard
@@ -219,17 +218,14 @@ class Authority:
         out: list[Action] = []
         for key in self._units.keys() - places.keys():
             unit = self._units.pop(key)
-            error = ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED)
             for change in ([unit.current] if unit.current else []) + list(unit.waiting):
-                self._settle(change, error, out)
+                self._settle(change, ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED), out)
         for key, place in places.items():
             unit = self._units[key]
             if unit.place == place:
                 continue
-            state = replace(unit.state, access={**place.access, **_of(unit.state.access, place.targets)})
-            if unit.place.medium != place.medium:
-                state = replace(state, medium=place.medium)
-            unit.place = place
+            medium = unit.state.medium if unit.place.medium == place.medium else place.medium
+            unit.place, state = place, rules.reconfigured(unit.state, place.access, medium)
             if state != unit.state and unit.current is None:
                 unit.take(state)
                 update = _update(unit, "[]", "[]", "another configuration")
@@ -489,10 +485,10 @@ class Authority:
         """The messages for one worker."""
         raised = list(self._raised(unit, change, outcome, worker))
         if change.resets_unit:
-            for attentions, _ in _parts(raised, []):
+            for attentions, _ in parts(raised, []):
                 yield _update(unit, attentions, '"all"', change.name)
         else:
-            for attentions, aborts in _parts(raised, [_json(nexus) for nexus in outcome.aborts]):
+            for attentions, aborts in parts(raised, [json_text(nexus) for nexus in outcome.aborts]):
                 yield _update(unit, attentions, aborts, change.name)
 
     def _raised(self, unit: _Unit, change: _Change, outcome: Outcome, worker: int) -> Iterator[str]:
@@ -502,11 +498,11 @@ class Authority:
             homes.setdefault(nexus, set()).add(home)
         for attention in outcome.attentions:
             if worker in homes.get(attention.nexus, {worker}):
-                yield _json([attention.nexus, attention.reason.name])
+                yield json_text([attention.nexus, attention.reason.name])
         if change.reset is not None and change.resets_unit:
             for nexus, at in homes.items():
                 if worker in at and nexus.target in unit.place.targets:
-                    yield _json([nexus, change.reset.attention.name])
+                    yield json_text([nexus, change.reset.attention.name])
 
     def _end(self, unit: _Unit, error: ScsiError | None, out: list[Action]) -> None:
         """The change is through, or does not happen."""
@@ -576,11 +572,6 @@ def _next(unit: _Unit) -> _Change:
     return _Change(unit.lost.popitem()[0]) if unit.lost else unit.waiting.popleft()
 
 
-def _of(access: Access, targets: Iterable[str]) -> Access:
-    """The part of ``access`` that is of ``targets``."""
-    return {target: groups for target, groups in access.items() if target in targets}
-
-
 def _serves(unit: _Unit, worker: int) -> bool:
     return unit.place.workers is None or worker in unit.place.workers
 
@@ -598,14 +589,7 @@ def _refusal(ask: _Ask, error: ScsiError) -> list[Action]:
 
 
 def _answer(ask: _Ask, error: ScsiError | None) -> Tell:
-    if error is None:
-        return Tell(ask.worker, UnitAnswer(ask.number, int(Status.GOOD), "", -1, -1, False))
-    if isinstance(error.reason, Status):
-        return Tell(ask.worker, UnitAnswer(ask.number, int(error.reason), "", -1, -1, False))
-    field_pointer = -1 if error.field is None else error.field
-    bit = -1 if error.bit is None else error.bit
-    status = int(Status.CHECK_CONDITION)
-    return Tell(ask.worker, UnitAnswer(ask.number, status, error.reason.name, field_pointer, bit, error.in_data))
+    return Tell(ask.worker, unit_answer(ask.number, error))
 
 
 def _update(unit: _Unit, attentions: str, aborts: str, reason: str) -> UpdateUnit:
@@ -613,22 +597,4 @@ def _update(unit: _Unit, attentions: str, aborts: str, reason: str) -> UpdateUni
 
 
 def _state_text(state: UnitState) -> str:
-    return _json(rules.to_plain(state))
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _parts(raised: Iterable[str], aborts: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Two lists of JSON texts as JSON lists, in as many pairs of lists as MAX_PART asks for; one at least."""
-    lists: tuple[list[str], list[str]] = ([], [])
-    size = 0
-    for which, text in chain(((0, text) for text in raised), ((1, text) for text in aborts)):
-        length = len(json.dumps(text))
-        if size + length > MAX_PART:
-            yield f"[{','.join(lists[0])}]", f"[{','.join(lists[1])}]"
-            lists, size = ([], []), 0
-        lists[which].append(text)
-        size += length
-    yield f"[{','.join(lists[0])}]", f"[{','.join(lists[1])}]"
+    return json_text(rules.to_plain(state))

@@ -139,6 +139,12 @@ def capacity_changed(known: Collection[NexusId]) -> tuple[Attention, ...]:
     return tuple(Attention(nexus, Reason.CAPACITY_DATA_HAS_CHANGED) for nexus in known)
 
 
+def reconfigured(state: UnitState, access: Access, medium: Medium) -> UnitState:
+    """The configuration has ``access`` for the targets that have the unit now; what they have already, they keep."""
+    kept = {target: state.access.get(target, groups) for target, groups in access.items()}
+    return replace(state, access=kept, medium=medium)
+
+
 # -- asymmetric access -------------------------------------------------------------------------------------------------
 
 
