@@ -175,6 +175,31 @@ def _qcow2(**arguments: Any) -> Maker:
     return make
 
 
+def _nbdkit(**options: Any) -> Maker:
+    """Memory that nbdkit exports."""
+
+    def make(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+        from nbd_kit import nbdkit
+
+        server = nbdkit("memory", str(SIZE))
+        request.addfinalizer(server.close)
+        return "nbd", {"uri": server.start().uri(), **options}
+
+    return make
+
+
+def _qemu_nbd(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """A file that qemu-nbd exports."""
+    from nbd_kit import qemu_nbd
+
+    path = request.getfixturevalue("disk_path")
+    with open(path, "wb") as file:
+        file.truncate(SIZE)
+    server = qemu_nbd(path)
+    request.addfinalizer(server.close)
+    return "nbd", {"uri": server.start().uri("disk"), "connections": 2}
+
+
 MAKERS: dict[str, Maker] = {
     "qcow2": _qcow2(),
     "qcow2-v2": _qcow2(compat="0.10", cluster_size=4096),
@@ -189,11 +214,23 @@ MAKERS: dict[str, Maker] = {
     "block-direct": _block(512, direct=True),
     "concat": _concat,
     "mirror": _mirror,
+    "nbd": _nbdkit(),
+    "nbd-shared": _nbdkit(shared=True),
+    "nbd-qemu": _qemu_nbd,
 }
-_NEEDS = {kind: [pytest.mark.judge("losetup")] if kind.startswith("block") else [] for kind in MAKERS}
+_NEEDS = {
+    **{kind: "losetup" for kind in MAKERS if kind.startswith("block")},
+    "nbd": "nbdkit",
+    "nbd-shared": "nbdkit",
+    "nbd-qemu": "qemu-nbd",
+}
 
 
-@pytest.fixture(params=[pytest.param(kind, marks=_NEEDS[kind]) for kind in MAKERS])
+def _marks(kind: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.judge(_NEEDS[kind])] if kind in _NEEDS else []
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=_marks(kind)) for kind in MAKERS])
 def medium(request: pytest.FixtureRequest, plugins: Plugins) -> Iterator[Medium]:
     backend, options = MAKERS[request.param](request)
     medium = Medium(plugins, request.param, backend, options)

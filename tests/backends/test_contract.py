@@ -37,6 +37,8 @@ _IN_MEMORY = Capabilities(
 _BUFFERED = dataclasses.replace(_IN_MEMORY, flush=NATIVE, fua=NATIVE)
 _DIRECT = dataclasses.replace(_BUFFERED, prefetch=NONE, read_nowait=NONE, write_nowait=NONE)
 
+_REMOTE = dataclasses.replace(_BUFFERED, read_nowait=NONE, write_nowait=NONE, space=NONE)
+
 # The truth table: what the guard says of each medium. Everything that is advertised to an initiator follows from it.
 EXPECTED = {
     "null": Capabilities(write=NATIVE, fua=EMULATE, write_zeroes=EMULATE, block_status=EMULATE),
@@ -52,6 +54,9 @@ EXPECTED = {
     "qcow2-subclusters": dataclasses.replace(_BUFFERED, fua=EMULATE),
     "concat": _BUFFERED,
     "mirror": dataclasses.replace(_BUFFERED, write_nowait=NONE, space=NONE),
+    "nbd": _REMOTE,
+    "nbd-shared": dataclasses.replace(_REMOTE, flush=NONE),
+    "nbd-qemu": _REMOTE,
 }
 INLINE = {"null", "ram", "file-tmpfs"}
 
