@@ -190,7 +190,8 @@ def test_bad_line_of_the_server_table_is_told_with_its_reason(line: str, problem
         ("layers = 1", "target[0].lun[0].layers: is written [[target.lun.layers]], once for each"),
         ("layers = [1]", "target[0].lun[0].layers[0]: must be a table, not a whole number"),
         ("layers = [{ iops = 1 }]", "target[0].lun[0].layers[0].layer: is missing"),
-        ('layers = [{ layer = "rat" }]', "target[0].lun[0].layers[0].layer: there is no layer rat"),
+        ('layers = [{ layer = "xyz" }]', "target[0].lun[0].layers[0].layer: there is no layer xyz"),
+        ('layers = [{ layer = "rate" }]', "target[0].lun[0].layers[0]: needs iops, bytes_per_second or both"),
     ],
 )  # fmt: skip
 def test_bad_line_of_a_unit_is_told_with_its_reason(line: str, problem: str | None) -> None:
