@@ -276,7 +276,11 @@ class Process:
         self._folder.cleanup()
 
     def __enter__(self) -> Process:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(self, *failure: object) -> None:
         self.close()
