@@ -115,9 +115,7 @@ class Engine:
             ScsiDataOut: self._data_out.data_out,
             TaskManagementRequest: self._management.request,
             TextRequest: self._text.request,
-            LogoutRequest: Logout(
-                connection, self.tasks, self.abort_all, lambda: self._seats, authority
-            ).request,
+            LogoutRequest: Logout(connection, self.tasks, self.abort_all, lambda: self._seats, authority).request,
             DamagedPdu: self._data_out.damaged,
         }
         self._starters: dict[type, Callable[[ScsiCommand, LogicalUnit, Any], None]] = {

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from target_rig import GOOD, Inline, Memory, Session, pattern, raw_lun, rw_cdb
+from target_rig import GOOD, TARGET_NAME, Inline, Memory, Session, pattern, raw_lun, rw_cdb
 
+from iscsid.scsi.lu import SharedState
+from iscsid.scsi.reservation import Reservations
+from iscsid.scsi.state import NexusId
 from iscsid.wire.const import FINAL, WRITE, LogoutResponseCode, RejectReason
 from iscsid.wire.pdu import LogoutRequest, LogoutResponse, ScsiCommand
 
@@ -52,6 +55,20 @@ def test_logout_ends_what_waits_and_is_answered_when_the_pool_is_done() -> None:
     assert session.device.content[:4096] == pattern(4096)
     assert all(outcome.status == -1 for outcome in session.outcomes.values())
     session.assert_idle()
+
+
+def test_logout_is_answered_when_no_worker_holds_the_reservation_any_more() -> None:
+    session = Session(more=[Inline(), Inline()])
+    other = NexusId("iqn.2010-11.org.example:other", 1, TARGET_NAME, 1)
+    for number, holder in enumerate((session.engine.nexus, other, session.engine.nexus)):
+        session.node.numbered[number].state = SharedState(Reservations(spc2_holder=holder))
+    assert log_out(session) == []
+    assert [(unit, cdb[0]) for unit, _, cdb, *_ in session.authority.asked] == [("serial0", 0x17), ("serial2", 0x17)]
+    session.authority.answer()
+    assert session.hear() == [] and not session.connection.closing
+    session.authority.answer()
+    assert [type(pdu) for pdu in session.hear()] == [LogoutResponse]
+    assert session.connection.closing
 
 
 def test_second_logout_is_rejected() -> None:
