@@ -278,6 +278,21 @@ def test_fuse_file_is_flushed_for_fua(plugins: Plugins, path: Path, monkeypatch:
     guard.close()
 
 
+@pytest.mark.parametrize("block_size", [512, 4096])
+def test_physical_block_is_the_logical_one_and_the_file_systems_block_a_hint(
+    plugins: Plugins, path: Path, block_size: int
+) -> None:
+    path.write_bytes(bytes(65536))
+    device = plugins.open("file", options(path))
+    guard = Guarded(device, block_size=block_size)
+    assert guard.physical_block_size == block_size
+    assert guard.minimum_io == guard.discard_granularity == os.stat(path).st_blksize
+    device.close()
+    device = plugins.open("file", options(path, physical_block_size=8192))
+    assert Guarded(device, block_size=block_size).physical_block_size == 8192
+    device.close()
+
+
 def test_direct_file_tells_its_alignment(plugins: Plugins, disk_path: Path) -> None:
     disk_path.write_bytes(bytes(65536))
     device = plugins.open("file", options(disk_path, direct=True))

@@ -36,9 +36,13 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
 
 
 def toml_value(value: object) -> str:
-    """A TOML value: booleans, numbers, strings and lists of them, which JSON writes the same way."""
+    """A TOML value: booleans, numbers and strings, which JSON writes the same way, and lists and tables of them."""
     if isinstance(value, Path):
         value = str(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {toml_value(value[key])}" for key in value) + " }"
     return json.dumps(value)
 
 
