@@ -83,7 +83,10 @@ class Client:
                     raise self._error(request, number)
                 self._lose(connection, "the server is shutting down")
             request.reset()
-            give_up = give_up or time.monotonic() + self._settings.reconnect
+            now = time.monotonic()
+            give_up = give_up or now + self._settings.reconnect
+            if now >= give_up:
+                raise BlockError(Fault.NOT_READY, f"{self._settings.address}: {self._reason}")
 
     def change(self, request: Request) -> None:
         """As ``call``, for what must be there after the next flush."""
@@ -147,19 +150,23 @@ class Client:
                     self._changed.notify_all()
 
     def _await_turn(self, give_up: float) -> bool:
-        """Wait until there are connections (False) or it is the caller who has to make them (True)."""
+        """Wait until there are connections (False) or it is the caller who has to make them (True).
+
+        Who came with no time to wait has one attempt all the same, be it somebody else's.
+        """
+        patient = time.monotonic() < give_up
         while True:
             if self._closed:
                 raise BlockError(Fault.NOT_READY, "the device is closed")
             if self._connections:
                 return False
             now = time.monotonic()
-            if now >= give_up:
+            resting = not self._reviving and now < self._retry_at
+            if now >= give_up and (patient or resting):
                 raise BlockError(Fault.NOT_READY, f"{self._settings.address}: {self._reason}")
-            if not self._reviving and now >= self._retry_at:
+            if not self._reviving and not resting:
                 return True
-            until = give_up if self._reviving else min(give_up, self._retry_at)
-            self._changed.wait(until - now)
+            self._changed.wait(min(give_up, self._retry_at) - now if resting else give_up - now if patient else None)
 
     def _revive(self) -> None:
         """One attempt. What it fails with is the reason that others are told."""

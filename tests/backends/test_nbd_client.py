@@ -115,11 +115,47 @@ def test_pauses_grow_and_a_server_that_leaves_at_once_is_not_hammered() -> None:
         client.close()
 
 
-def test_without_patience_a_lost_request_fails_at_once() -> None:
+def test_without_patience_a_lost_request_fails_at_once_and_the_next_connects() -> None:
     with Script(leaving(2, answered=False), honest) as script:
         client = script.client(reconnect=0)
-        with pytest.raises(BlockError, match="no connection yet"):
+        assert read(client, 0, 512) == bytes(512)
+        with pytest.raises(BlockError, match="closed the connection") as caught:
             read(client, 0, 512)
+        assert caught.value.fault is Fault.NOT_READY
+        until(lambda: time.monotonic() > client._retry_at, "the pause is over")
+        assert read(client, 0, 512) == bytes(512)
+        client.close()
+
+
+def test_without_patience_all_wait_for_the_attempt_that_one_makes() -> None:
+    gate = threading.Event()
+
+    def slow(peer: Peer) -> None:
+        gate.wait()
+        honest(peer)
+
+    with Script(slow) as script:
+        client = script.client(reconnect=0)
+        found: list[bytes] = []
+        threads = [threading.Thread(target=lambda: found.append(read(client, 0, 512))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(client._changed._waiters) == 3, "three wait")  # type: ignore[attr-defined]
+        gate.set()
+        for thread in threads:
+            thread.join(10)
+        assert found == [bytes(512)] * 4
+        client.close()
+
+
+def test_server_that_comes_back_and_goes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nbd_client, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(nbd_client, "LAST_PAUSE", 0.0)
+    with Script(leaving(1, answered=False)) as script:
+        client = script.client(reconnect=0.2)
+        with pytest.raises(BlockError) as caught:
+            read(client, 0, 512)
+        assert caught.value.fault is Fault.NOT_READY
         client.close()
 
 
