@@ -126,6 +126,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "multiprocessing_logging": ("iscsid/daemon/logs.py",),
     "pluggy": ("iscsid/plugin/",),
     "psutil": ("iscsid/daemon/stats.py",),
+    "cairosvg": ("iscsid/disk/report.py",),
     "platformdirs": ("iscsid/disk/state.py",),
     "pygal": ("iscsid/disk/report.py",),
     "rich": (

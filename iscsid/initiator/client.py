@@ -200,6 +200,14 @@ class Client:
             raise ticket.error
         return ticket
 
+    def wait_until(self, over: Callable[[], bool]) -> None:
+        """Wait until ``over``, which callbacks of tickets bring about; it is asked whenever something has happened.
+
+        This is how to wait for whichever of many tickets is done first.
+        """
+        with self._turn:
+            self._until(over)
+
     def run(self, task: Task) -> Task:
         """Submit and wait."""
         self.submit(task)

@@ -10,7 +10,7 @@ Every method may be called from any thread. What fails raises an exception under
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Self
 
 from iscsid.errors import InitiatorError, ManagementFailed, SenseError, Unsupported
@@ -173,15 +173,25 @@ class Disk:
 
     # --- many at a time -----------------------------------------------------------------------------------------------
 
-    def submit_read(self, offset: int, buffer: bytearray | memoryview) -> Task:
-        """Ask for one READ into ``buffer``, of at most ``max_transfer`` bytes; ``wait`` for the ticket."""
+    def submit_read(
+        self, offset: int, buffer: bytearray | memoryview, *, callback: Callable[[Task], None] | None = None
+    ) -> Task:
+        """Ask for one READ into ``buffer``, of at most ``max_transfer`` bytes; ``wait`` for the ticket.
+
+        ``callback`` is called with the ticket when it is done, from whatever thread receives the answer; it may not
+        wait for anything, nor submit.
+        """
         task = self._unit.read(offset, memoryview(buffer))
+        task.callback = callback
         self.client.submit(task)
         return task
 
-    def submit_write(self, offset: int, data: Buffer, *, fua: bool = False) -> Task:
+    def submit_write(
+        self, offset: int, data: Buffer, *, fua: bool = False, callback: Callable[[Task], None] | None = None
+    ) -> Task:
         """Ask for one WRITE of at most ``max_transfer`` bytes; ``data`` may not change until the ticket is done."""
         task = self._unit.write(offset, memoryview(data), fua)
+        task.callback = callback
         self.client.submit(task)
         return task
 

@@ -154,3 +154,14 @@ def test_close_twice_is_no_error() -> None:
         client = Client(place_of(target.url)).open()
         client.close()
         client.close()
+
+
+def test_callbacks_tell_which_of_many_tickets_is_done_first() -> None:
+    with LoopbackTarget() as target, open_disk(target.url) as disk:
+        done: list[object] = []
+        tickets = [disk.submit_read(0, bytearray(512), callback=done.append) for _ in range(3)]
+        tickets.append(disk.submit_write(0, bytes(512), callback=done.append))
+        disk.client.wait_until(lambda: bool(done))
+        assert done[0] in tickets
+        disk.client.wait_until(lambda: len(done) == len(tickets))
+        assert all(ticket.done for ticket in tickets)
