@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from iscsid.block.device import Device
+from iscsid.block.device import Device, Sharing
 from iscsid.errors import PluginError
 from iscsid.plugin import manager
 from iscsid.plugin.manager import BUILTIN, PROVIDED_BY, Plugins, load
@@ -246,6 +246,12 @@ HOOKED = (
     @hookimpl
     def iscsid_probe(uri):
         return {"zeros:": 90, "maybe:": 0}[uri]
+
+    @hookimpl
+    def iscsid_sharing(options):
+        from iscsid.plugin import Sharing
+
+        return {"alone": Sharing.EXCLUSIVE_OWNER, "text": "alone"}.get(options["how"])
 """
 )
 
@@ -274,6 +280,13 @@ def test_validate_tells_every_problem_and_never_raises(
     hooked: Plugins, options: dict[str, Any], problems: list[str]
 ) -> None:
     assert hooked.validate("zeros", options) == problems
+
+
+def test_sharing_is_what_the_options_make_it_or_that_of_the_back_end(hooked: Plugins) -> None:
+    assert hooked.sharing("zeros", {"how": "alone"}) is Sharing.EXCLUSIVE_OWNER
+    assert hooked.sharing("zeros", {}) is Sharing.SHARED
+    with pytest.raises(PluginError, match="iscsid_sharing answered str, not a Sharing"):
+        hooked.sharing("zeros", {"how": "text"})
 
 
 def test_unknown_back_end_is_told_with_the_likely_one(hooked: Plugins) -> None:
