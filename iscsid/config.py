@@ -171,6 +171,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self.media: dict[str, tuple[bool, bool]] = {}  # by serial number: removable, loaded
 
     def complain(self, where: str, key: str, reason: str) -> None:
         self.problems.append(Problem(where, key, reason))
@@ -305,6 +306,12 @@ class _Reader:
             other, other_medium = serials.setdefault(spec.serial, (place, medium))
             if medium != other_medium:
                 self.complain(place, "serial", f"{spec.serial} is the serial number of {other} too, another disk")
+            elif (other_state := self.media.setdefault(spec.serial, (spec.removable, spec.loaded))) != (
+                spec.removable,
+                spec.loaded,
+            ):
+                key = "removable" if spec.removable != other_state[0] else "loaded"
+                self.complain(place, key, f"must be as that of {other}, which is the same disk")
         return tuple(luns[number] for number in sorted(luns))
 
     def lun(self, where: str, table: Any, target: str) -> LunSpec | None:
@@ -316,6 +323,8 @@ class _Reader:
         options = self.backend_options(where, backend, options)
         layers = self.layers(f"{where}.layers", values.pop("layers", None))
         serial = values.pop("serial", "") or _derived_serial(target, values["lun"])
+        if not values.get("loaded", True) and not values.get("removable", False):
+            self.complain(where, "loaded", "can be false only where removable is true: nobody could load it")
         return LunSpec(backend=backend, options=options, layers=layers, serial=serial, **values)
 
     def backend_options(self, where: str, backend: str, options: Mapping[str, Any]) -> dict[str, Any]:

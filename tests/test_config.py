@@ -133,6 +133,23 @@ def test_units_with_one_serial_number_are_refused_unless_they_are_one_disk(tmp_p
     assert problems(ram) == ["target[0].lun[1].serial: A1 is the serial number of target[0].lun[0] too, another disk"]
 
 
+def test_paths_of_one_disk_that_differ_in_their_medium_are_refused(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(4096))
+    unit = f'[[target.lun]]\nlun = 0\nbackend = "file"\nserial = "A1"\npath = "{image}"\n'
+    second = TARGET.replace("disk0", "disk1") + unit
+    same = "must be as that of target[0].lun[0], which is the same disk"
+    assert problems(TARGET + unit + second + "removable = true\n") == [f"target[1].lun[0].removable: {same}"]
+    removable = TARGET + unit + "removable = true\n" + second + "removable = true\n"
+    assert problems(removable + "loaded = false\n") == [f"target[1].lun[0].loaded: {same}"]
+
+
+def test_medium_that_nobody_could_load_is_refused() -> None:
+    found = problems(TARGET + LUN + "loaded = false\n")
+    assert found == ["target[0].lun[0].loaded: can be false only where removable is true: nobody could load it"]
+    assert not parse(TARGET + LUN + "removable = true\nloaded = false\n").targets[0].luns[0].loaded
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
