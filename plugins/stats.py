@@ -28,7 +28,7 @@ MAGIC = b"iscsid stats 1\n\0"
 HEADER = 64
 SLOTS = 64  # workers
 COLUMNS = 64
-_FIELDS = ("calls", "bytes", "errors", "nanoseconds")
+_FIELDS = ("bytes", "errors", "nanoseconds")  # of calls; how many they were is the sum of the histogram
 _ORDER = ("read", "write", "discard", "flush")
 _PER_KIND = len(_FIELDS) + COLUMNS
 _PER_SLOT = len(_ORDER) * _PER_KIND
@@ -77,7 +77,8 @@ class Counters:
         for number, kind in enumerate(_ORDER):
             starts = range(number * _PER_KIND, SLOTS * _PER_SLOT, _PER_SLOT)
             sums = [sum(self.all[start + column] for start in starts) for column in range(_PER_KIND)]
-            answer[kind] = dict(zip(_FIELDS, sums, strict=False)) | {"histogram": sums[len(_FIELDS) :]}
+            histogram = sums[len(_FIELDS) :]
+            answer[kind] = {"calls": sum(histogram), **dict(zip(_FIELDS, sums, strict=False)), "histogram": histogram}
         return answer
 
     def close(self) -> None:
@@ -125,13 +126,12 @@ def _counted_transfer(call: Call, counts: memoryview) -> Call:
         except BlockingIOError:
             raise
         except Exception:
-            counts[2] += 1
+            counts[1] += 1
             raise
         taken = clock() - begun
-        counts[0] += 1
-        counts[1] += len(buffer)
-        counts[3] += taken
-        counts[4 + taken.bit_length()] += 1
+        counts[0] += len(buffer)
+        counts[2] += taken
+        counts[3 + taken.bit_length()] += 1
 
     return counted
 
@@ -144,13 +144,12 @@ def _counted_range(call: Call, counts: memoryview) -> Call:
         try:
             answer = call(offset, length, *rest)
         except Exception:
-            counts[2] += 1
+            counts[1] += 1
             raise
         taken = clock() - begun
-        counts[0] += 1
-        counts[1] += length
-        counts[3] += taken
-        counts[4 + taken.bit_length()] += 1
+        counts[0] += length
+        counts[2] += taken
+        counts[3 + taken.bit_length()] += 1
         return answer
 
     return counted
