@@ -45,6 +45,7 @@ OPTIONS = (
     Option("cert", "path", doc="our own certificate, in PEM"),
     Option("key", "path", doc="its key, if that is not in the same file"),
 )
+PREPARE_SECONDS: Final = 5.0  # for the server to tell of the export: the supervisor, which asks, has more to do
 MAX_DATA: Final = 4 << 20  # bytes of one request, although servers may take more: others get their turn
 MAX_RANGE: Final = 64 << 20  # bytes, of requests without data: each may take its time
 
@@ -146,7 +147,7 @@ def _settings(options: Mapping[str, Any]) -> Settings:
 
 def _examined(options: Mapping[str, Any], settings: Settings) -> protocol.Facts:
     """What the server tells. Raises BlockError(INVALID) where several workers cannot share such an export."""
-    facts = examine(settings)
+    facts = examine(settings._replace(timeout=min(settings.timeout, PREPARE_SECONDS)))
     if options["shared"] and not facts.flags & protocol.READ_ONLY:
         if not facts.flags & protocol.CAN_MULTI_CONN:
             words = "its server does not allow several connections to write: leave shared = true away"
