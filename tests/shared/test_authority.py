@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from iscsid.errors import LocalProtocolError, ScsiError
 from iscsid.scsi.mode import ModeState
 from iscsid.scsi.ports import AccessState, PortGroup
+from iscsid.scsi.removable import Medium
 from iscsid.scsi.reservation import Reservations
 from iscsid.scsi.sanitize import Sanitize
 from iscsid.scsi.sense import Reason
@@ -36,7 +37,7 @@ from iscsid.shared.messages import (
     Withdraw,
     encode,
 )
-from iscsid.shared.rules import AccessChange, Request, UnitState
+from iscsid.shared.rules import AccessChange, MediumChange, Request, UnitState
 
 DISK, TAPE = "iqn.x:disk", "iqn.x:tape"
 A = NexusId("iqn.x:a", 1, DISK, 1)
@@ -1054,3 +1055,89 @@ def test_administrators_change_of_a_target_without_units_is_refused() -> None:
 def test_ports_of_a_place_are_one_in_each_portal_group_of_each_target() -> None:
     place = Place(frozenset({DISK, TAPE}), None, {DISK: (PortGroup(1), PortGroup(2))})
     assert place.ports == {(DISK, 1), (DISK, 2), (TAPE, 1)}
+
+
+# -- another configuration ---------------------------------------------------------------------------------------------
+
+
+def removable(**fields: Any) -> Authority:
+    """Two workers, a removable unit, and a session to it in worker 1."""
+    authority = Authority({"S0": Place(frozenset({DISK}), medium=Medium(removable=True, **fields))})
+    for worker in (0, 1):
+        authority.worker_ready(worker)
+    authority.session_opened(1, 7, B, 0.0)
+    return authority
+
+
+def test_administrator_ejects_in_every_worker_before_the_answer() -> None:
+    authority = removable()
+    told = authority.change_medium(3, "S0", MediumChange(load=False), 0.0)
+    assert [action.worker for action in told if isinstance(action, Tell)] == [0, 1]
+    assert not authority.state("S0").medium.loaded
+    assert authority.applied(0, UnitApplied("S0", 1), 0.0) == []
+    assert authority.applied(1, UnitApplied("S0", 1), 0.0) == [
+        Tell(ADMINISTRATOR, UnitAnswer(3, GOOD, "", -1, -1, False))
+    ]
+
+
+def test_medium_that_is_loaded_is_told_to_who_is_logged_in() -> None:
+    told = removable(loaded=False).change_medium(3, "S0", MediumChange(load=True), 0.0)
+    raised = {action.worker: json.loads(action.message.attentions) for action in told}  # type: ignore[union-attr]
+    assert raised == {0: [], 1: [[list(B), "MEDIUM_MAY_HAVE_CHANGED"]]}
+
+
+@pytest.mark.parametrize(
+    ("unit", "place", "reason"),
+    [
+        ("S9", Medium(removable=True), "LOGICAL_UNIT_NOT_SUPPORTED"),
+        ("S0", Medium(), "INVALID_FIELD_IN_CDB"),
+        ("S0", Medium(removable=True, prevents=frozenset({B})), "MEDIUM_REMOVAL_PREVENTED"),
+    ],
+)
+def test_administrator_hears_why_a_medium_stays(unit: str, place: Medium, reason: str) -> None:
+    authority = Authority({"S0": Place(frozenset({DISK}), medium=place)})
+    (answer,) = authority.change_medium(3, unit, MediumChange(load=False), 0.0)
+    assert isinstance(answer, Tell) and isinstance(answer.message, UnitAnswer)
+    assert (answer.worker, answer.message.reason) == (ADMINISTRATOR, reason)
+
+
+def test_unit_that_comes_has_what_was_kept_of_it_and_every_worker_is_told() -> None:
+    rig = Rig()
+    kept = rules.kept(UnitState(saved_mode=ModeState(swp=True)))
+    assert kept is not None
+    told = rig.do(rig.authority.admit({"N": Place(frozenset({DISK}))}, {"N": kept}))
+    assert [(action.worker, action.message.unit) for action in told] == [(0, "N"), (1, "N")]  # type: ignore[union-attr]
+    assert rig.authority.state("N").saved_mode == ModeState(swp=True)
+    assert rig.do(rig.authority.admit({"M": Place(frozenset({DISK}))}, {})) == []
+
+
+def test_unit_whose_kept_state_makes_no_sense_does_not_come() -> None:
+    rig = Rig()
+    with pytest.raises(ValueError, match="kept"):
+        rig.authority.admit({"N": Place(frozenset({DISK})), "M": Place(frozenset({DISK}))}, {"N": {"zebra": 1}})
+    assert rig.do(rig.authority.settle(PLACES, 0.0)) == []
+
+
+def test_what_waits_for_a_unit_that_goes_is_answered_once() -> None:
+    rig = Rig()
+    rig.open(0, 1, A)
+    first, second = rig.ask(0, A, RESERVE), rig.ask(0, A, RESERVE)
+    assert rig.status(first) is rig.status(second) is None
+    rig.do(rig.authority.settle({key: place for key, place in PLACES.items() if key != "S0"}, 0.0))
+    answers = rig.answers()
+    assert {answers[ask].reason for ask in (first, second)} == {"LOGICAL_UNIT_NOT_SUPPORTED"}
+    assert rig.do(rig.authority.applied(0, UnitApplied("S0", 1), 0.0)) == []  # too late
+    assert rig.do(rig.authority.kept("S0", True, 0.0)) == []
+    assert rig.authority.asks == 0
+    assert rig.status(rig.ask(0, A, RESERVE)) == CHECK_CONDITION
+
+
+def test_unit_on_one_more_target_keeps_its_state_and_its_access() -> None:
+    standby = (PortGroup(1, AccessState.STANDBY),)
+    authority = Authority({"S0": Place(frozenset({DISK}), None, {DISK: standby})})
+    authority.worker_ready(0)
+    place = Place(frozenset({DISK, TAPE}), None, {DISK: (PortGroup(1),), TAPE: (PortGroup(1),)})
+    (told,) = authority.settle({"S0": place}, 0.0)
+    assert isinstance(told, Tell) and isinstance(told.message, UpdateUnit)
+    assert authority.state("S0").access == {DISK: standby, TAPE: (PortGroup(1),)}
+    assert authority.settle({"S0": place}, 0.0) == []

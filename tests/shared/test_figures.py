@@ -83,3 +83,30 @@ def test_figures_of_another_process_are_seen_and_outlive_it() -> None:
     assert os.waitpid(pid, 0)[1] == 0
     Ledger(figures, 0).post("a", [Figures(1, 1, 1, 1)])
     assert figures.total("a") == Figures((1 << 40) + 1, 3, 4, 5)
+
+
+def test_unit_that_comes_later_has_a_place_that_other_processes_learn() -> None:
+    memory = memoryview(bytearray(FigureTable.size(2, ["a"], 2)))
+    here, there = (FigureTable(memory, 2, ["a"], 2) for _ in range(2))
+    here.add(["a", "b"])
+    there.learn(here.columns)
+    Ledger(there, 1).post("b", [Figures(read_commands=3)])
+    assert here.total("b").read_commands == 3
+    assert here.total("a") == Figures()
+
+
+def test_units_beyond_the_room_are_refused_and_none_is_added() -> None:
+    one = FigureTable(memoryview(bytearray(FigureTable.size(1, ["a"], 1))), 1, ["a"], 1)
+    with pytest.raises(ValueError, match="room for 2 units"):
+        one.add(["b", "c"])
+    assert one.columns == {"a": 0}
+    one.add(["a", "b"])
+
+
+def test_unit_that_goes_and_comes_back_counts_on() -> None:
+    shared = table(1, "a")
+    ledger = Ledger(shared, 0)
+    ledger.post("a", [Figures(read_commands=3)])
+    ledger.forget("a")
+    ledger.post("a", [Figures(read_commands=2)])
+    assert shared.total("a").read_commands == 5
