@@ -182,7 +182,7 @@ def copy(
     try:
         with _progress(quiet) as passes, _interruptible() as stop:
             copied = job.run(passes, stop, **options)
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         raise EndError(f"interrupted; to go on: {_again(job)}") from None
     except Differs:
         raise

@@ -26,6 +26,7 @@ from iscsid.initiator import Disk, Task, open_disk
 SLICES: Final = 40  # parts of the time, each with figures of its own
 START_SECONDS: Final = 90.0  # until all sessions are logged in
 GRACE_SECONDS: Final = 90.0  # beyond the time itself: for commands that time out, and recoveries
+LOGOUT_SECONDS: Final = 10.0
 MAX_SESSIONS: Final = 64
 
 READ, WRITE = 0, 1
@@ -246,11 +247,12 @@ def children(url: str, load: Load, options: dict[str, Any]) -> Iterator[Sequence
             started.append(child)
             pipes.append(mine)
         yield pipes
+        for child in started:  # it has told its figures, and logs out
+            child.join(LOGOUT_SECONDS)
     finally:
         for pipe in pipes:
             pipe.close()
         for child in started:
-            child.join(5)
-            if child.is_alive():
-                child.kill()
-                child.join()
+            child.kill()
+            child.join()
+            child.close()

@@ -171,7 +171,7 @@ class LunEnd:
         self.size = disk.size
         self.block_size = disk.block_size
         self.max_transfer = disk.max_transfer
-        # The URL may name another address of the same disk the next time; its serial number is its own.
+        # The same URL may lead to another disk the next time, which its serial number tells.
         self.identity = {"url": self.name, "size": self.size, "serial": serial_of(disk)}
         self._zeroes = disk.capacity().zeroes
         self.fresh = False

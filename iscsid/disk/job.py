@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from iscsid.disk import state as states
-from iscsid.disk.copy import Compare, Copied, Copy, Report
+from iscsid.disk.copy import Compare, Copied, Copy, Differs, Report
 from iscsid.disk.ends import URL_PREFIX, End, EndError, open_destination, open_source, plain_url
 from iscsid.disk.state import CopyState
 
@@ -93,7 +93,12 @@ class Job:
         copied = copy.run()
         if self.verify:
             report = begin("comparing", 0, source.size)
-            Compare(source, destination, depth=self.depth, sparse=self.sparse, report=report, stop=stop).run()
+            compare = Compare(source, destination, depth=self.depth, sparse=self.sparse, report=report, stop=stop)
+            try:
+                compare.run()
+            except Differs:  # resuming would find the same
+                states.forget(self.state_path)
+                raise
         states.forget(self.state_path)
         return copied
 

@@ -121,6 +121,8 @@ def plot(path: str, answer: Mapping[str, Any]) -> None:
         range=(0, _round_up(max(part["iops"] for part in answer["series"]))),
         secondary_range=(0, _round_up(max(part["p99_us"] for part in answer["series"]))),
         legend_at_bottom=True,
+        value_formatter=lambda value: f"{value:,.0f}",
+        x_value_formatter=lambda value: f"{value:g}",
     )
     chart.add("commands per second", [(part["at"], part["iops"]) for part in answer["series"]])
     for name, key in (("p50, µs (right)", "p50_us"), ("p99, µs (right)", "p99_us")):
