@@ -27,6 +27,8 @@ OPTIONS = (
 #: What fallocate and the ioctls say when the device has no such command.
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
 
+_claims: dict[int, set[int]] = {}  # of this process: device number -> descriptors, all of one open
+
 
 class BlockDevice(DescriptorDevice):
     """A block device open at ``fd``; ``claim`` is the descriptor opened with O_EXCL, or ``fd`` where there is none."""
@@ -100,12 +102,21 @@ def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any]:
     path = options["path"]
     _must_be_block(path, os.stat(path))
     try:
-        return {"claim": Descriptor(_claim(path))}
+        return {"claim": Descriptor(_claim_or_share(path))}
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
         words = f"{path} is in use: mounted, a part of another device, or served already"
         raise BlockError(Fault.BUSY, words) from error
+
+
+def _claim_or_share(path: str) -> int:
+    """Two units may be parts of one device: the second shares the claim of the first, which ends with the last."""
+    number = os.stat(path).st_rdev
+    held = _claims.get(number)
+    fd = os.dup(next(iter(held))) if held else _claim(path)
+    _claims.setdefault(number, set()).add(fd)
+    return fd
 
 
 def _claim(path: str) -> int:
@@ -119,7 +130,13 @@ def _claim(path: str) -> int:
 
 @hookimpl
 def iscsid_release(options: Mapping[str, Any]) -> None:
-    os.close(options["claim"])
+    claim = int(options["claim"])
+    number = os.fstat(claim).st_rdev
+    os.close(claim)
+    held = _claims.get(number, set())
+    held.discard(claim)
+    if not held:
+        _claims.pop(number, None)
 
 
 @hookimpl

@@ -75,6 +75,16 @@ def test_device_that_is_in_use_is_refused(plugins: Plugins, loops: Any) -> None:
     plugins.release("block", plugins.prepare("block", {"path": path}))
 
 
+def test_two_units_of_one_device_share_its_claim_until_the_last_is_released(plugins: Plugins, loops: Any) -> None:
+    path = loops.attach()
+    first, second = plugins.prepare("block", {"path": path}), plugins.prepare("block", {"path": path})
+    for prepared in (first, second):
+        with pytest.raises(OSError, match="busy"):
+            os.open(path, os.O_RDWR | os.O_EXCL)
+        plugins.release("block", prepared)
+    os.close(os.open(path, os.O_RDWR | os.O_EXCL))
+
+
 def test_served_device_cannot_be_taken_by_others(plugins: Plugins, loops: Any) -> None:
     path = loops.attach()
     prepared, guard = opened(plugins, path)
