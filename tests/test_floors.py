@@ -26,6 +26,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "text": ("errors",),
     "scsi": ("errors", "block"),
     "plugin": ("errors", "specs", "block"),
+    "contract": ("errors", "block", "plugin"),
     # floor 3
     "session": ("errors", "serial", "wire", "text"),
     # floor 4

@@ -123,6 +123,15 @@ class Plugins:
         """The authentication sources there are, by name."""
         return {name: owner.info for name, owner in self._auth.items() if isinstance(owner.info, AuthInfo)}
 
+    def catalogue(self) -> list[tuple[str, BackendInfo | LayerInfo | AuthInfo, str, str]]:
+        """All that there is: its kind, what it says of itself, the plugin that has it, and that one's file."""
+        found = []
+        for kind, known in (("back end", self._backends), ("layer", self._layers), ("auth", self._auth)):
+            for owner in known.values():
+                file = getattr(self._manager.get_plugin(owner.plugin), "__file__", None)
+                found.append((kind, owner.info, owner.plugin, file or ""))
+        return found
+
     # Loading.
 
     def add(self, name: str, importing: Callable[[], object]) -> bool:
@@ -514,6 +523,14 @@ def load(
         plugins.add(entry.name, entry.load)
     for folder in plugin_dirs:
         _add_folder(plugins, Path(folder))
+    return plugins
+
+
+def load_file(path: str | Path) -> Plugins:
+    """All that :func:`load` finds, and the plugin in one file. Raises PluginError where that is no good."""
+    plugins = load()
+    if not plugins.add(Path(path).stem, partial(_import_file, Path(path))):
+        raise plugins.failures[-1]
     return plugins
 
 

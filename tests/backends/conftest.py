@@ -1,4 +1,4 @@
-"""The media that the contract suite runs on. A new back end adds a maker here and a row to test_contract.EXPECTED."""
+"""The media that the contract suite runs on. A new back end adds a maker here and a row to truth.EXPECTED."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from iscsid.block.device import Sharing
-from iscsid.block.guard import Guarded
+from iscsid.contract import Medium
 from iscsid.errors import PluginError
 from iscsid.plugin.manager import BUILTIN, Plugins, load
 
@@ -21,53 +20,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 SIZE = 8 << 20
 SHM = Path("/dev/shm")
 TMPFS_MAGIC = 0x01021994
-
-
-class Medium:
-    """A prepared medium, opened as often as a test likes, each time as one more worker would."""
-
-    def __init__(
-        self,
-        plugins: Plugins,
-        kind: str,
-        backend: str,
-        options: dict[str, Any],
-        layers: Sequence[tuple[str, dict[str, Any]]] = (),
-    ) -> None:
-        self.kind = kind
-        self.backend = backend
-        self.keeps = backend != "null"  # what is written can be read
-        self.plugins = plugins
-        names = [name for name, _ in layers]
-        self.exclusive = plugins.sharing(backend, options, names) is Sharing.EXCLUSIVE_OWNER
-        self.options = plugins.prepare(backend, options)
-        self.layers = plugins.prepare_layers(layers)
-        self._open: dict[Guarded, object] = {}  # with what it was opened with
-
-    def device(self, role: str = "worker") -> Any:
-        device = self.plugins.open(self.backend, self.options, role)
-        for name, options in self.layers:
-            device = self.plugins.wrap(device, name, options)
-        return device
-
-    def open(self, role: str = "worker", **arguments: Any) -> Guarded:
-        """A medium that only one process may have is open once only: all who use it alike share the device."""
-        asked = role, arguments
-        if self.exclusive:
-            for guard, said in list(self._open.items()):
-                if said == asked and guard._device is not None:
-                    return guard
-                guard.close()
-                del self._open[guard]
-        guard = Guarded(self.device(role), **arguments)
-        self._open[guard] = asked
-        return guard
-
-    def close(self) -> None:
-        for guard in self._open:
-            guard.close()
-        self.plugins.release_layers(self.layers)
-        self.plugins.release(self.backend, self.options)
 
 
 class LoopDevices:
@@ -231,21 +183,26 @@ def _marks(kind: str) -> list[pytest.MarkDecorator]:
 
 
 @pytest.fixture(params=[pytest.param(kind, marks=_marks(kind)) for kind in MAKERS])
-def medium(request: pytest.FixtureRequest, plugins: Plugins) -> Iterator[Medium]:
-    backend, options = MAKERS[request.param](request)
-    medium = Medium(plugins, request.param, backend, options)
-    yield medium
-    medium.close()
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def medium(request: pytest.FixtureRequest, plugins: Plugins, kind: str) -> Iterator[Medium]:
+    backend, options = MAKERS[kind](request)
+    with Medium(plugins, backend, options, forgets=backend == "null") as medium:
+        yield medium
 
 
 @pytest.fixture
 def stacked(request: pytest.FixtureRequest, plugins: Plugins) -> Iterator[Callable[..., Medium]]:
-    """Makes a medium of a kind with layers over it, under a name of its own."""
+    """Makes a medium of a kind with layers over it."""
     made: list[Medium] = []
 
-    def make(name: str, kind: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> Medium:
+    def make(kind: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> Medium:
         backend, options = MAKERS[kind](request)
-        made.append(Medium(plugins, name, backend, options, layers))
+        made.append(Medium(plugins, backend, options, layers))
         return made[-1]
 
     yield make

@@ -1,0 +1,214 @@
+"""The checks see what is wrong: devices with one planted fault each. tests/backends has the good ones."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from iscsid.block.device import Content, Device, Extent, Mode, Support, Threading
+from iscsid.block.guard import Guarded
+from iscsid.contract import CHECKS, Medium, NotApplicable, Violation, checks, name_of
+from iscsid.errors import BlockError
+from iscsid.plugin import BackendInfo, hookimpl
+from iscsid.plugin.manager import load
+
+SIZE = 4 << 20
+
+
+class Good(Device):
+    """Memory that all handles share."""
+
+    threading = Threading.PARALLEL
+    discard_zeroes = True
+
+    def __init__(self, memory: bytearray) -> None:
+        self.size = len(memory)
+        self.memory = memory
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        buffer[:] = memoryview(self.memory)[offset : offset + len(buffer)]
+
+    def write(self, data: memoryview, offset: int) -> None:
+        memoryview(self.memory)[offset : offset + len(data)] = data
+
+    def discard(self, offset: int, length: int) -> None:
+        memoryview(self.memory)[offset : offset + length] = bytes(length)
+
+
+class ShortRead(Good):
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        buffer[:-1] = memoryview(self.memory)[offset : offset + len(buffer) - 1]
+
+
+class Smaller(Good):
+    def write(self, data: memoryview, offset: int) -> None:
+        if offset + len(data) > SIZE - 4096:
+            raise OSError(28, "No space left on device")
+        super().write(data, offset)
+
+
+class Keeps(Good):
+    def __init__(self, memory: bytearray) -> None:
+        super().__init__(memory)
+        self.kept: list[tuple[memoryview, int]] = []
+
+    def write(self, data: memoryview, offset: int) -> None:
+        self.flush()
+        self.kept.append((data, offset))
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        self.flush()
+        super().read_into(buffer, offset)
+
+    def flush(self) -> None:
+        for data, offset in self.kept:
+            super().write(data, offset)
+        self.kept.clear()
+
+
+class OwnCopy(Good):
+    def __init__(self, memory: bytearray) -> None:
+        super().__init__(bytearray(memory))
+
+
+class DiscardsTooMuch(Good):
+    def discard(self, offset: int, length: int) -> None:
+        super().discard(max(0, offset - 512), length + 512)
+
+
+class DiscardsNothing(Good):
+    def discard(self, offset: int, length: int) -> None:
+        pass
+
+
+class CallsAllZero(Good):
+    def block_status(self, offset: int, length: int) -> Iterator[Extent]:
+        yield Extent(offset, length, Content.HOLE | Content.ZERO)
+
+
+class Gap(Good):
+    def block_status(self, offset: int, length: int) -> Iterator[Extent]:
+        yield Extent(offset, length // 2 // 512 * 512, Content.DATA)
+
+
+class ZeroesTooMuch(Good):
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
+        self.discard(offset, length + 512)
+
+
+class Shrinks(Good):
+    def discard(self, offset: int, length: int) -> None:
+        del self.memory[SIZE - 4096 :]
+
+
+class LeavesFilesOpen(Good):
+    def __init__(self, memory: bytearray) -> None:
+        super().__init__(memory)
+        LEFT.append(os.open("/dev/null", os.O_RDONLY))
+
+
+class RefusesAtOnce(Good):
+    mode = Mode.BLOCKING
+
+    def read_nowait(self, buffer: memoryview, offset: int) -> None:
+        raise BlockingIOError
+
+
+class Raises(Good):
+    def write(self, data: memoryview, offset: int) -> None:
+        raise ValueError("a bug")
+
+
+LEFT: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def close_what_is_left() -> Iterator[None]:
+    yield
+    while LEFT:
+        os.close(LEFT.pop())
+
+
+def medium_of(kind: type[Device]) -> Medium:
+    memory = bytearray(SIZE)
+    plugin = ModuleType("planted")
+
+    @hookimpl
+    def iscsid_backend_info() -> BackendInfo:
+        return BackendInfo("planted", "for a test", ())
+
+    @hookimpl
+    def iscsid_open(options: Mapping[str, Any], role: str) -> Device:
+        return kind(memory)  # type: ignore[call-arg]
+
+    plugin.__dict__.update(iscsid_backend_info=iscsid_backend_info, iscsid_open=iscsid_open)
+    plugins = load([])
+    assert plugins.add("planted", lambda: plugin)
+    return Medium(plugins, "planted", {})
+
+
+def violated(kind: type[Device]) -> set[str]:
+    found = set()
+    for check in CHECKS:
+        with medium_of(kind) as medium:
+            try:
+                check(medium)
+            except NotApplicable:
+                pass
+            except (Violation, BlockError, OSError):
+                found.add(check.__name__)  # type: ignore[attr-defined]
+    return found
+
+
+def test_good_device_keeps_the_contract() -> None:
+    assert violated(Good) == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [
+        (ShortRead, checks.write_is_read_back_and_its_neighbours_stay),
+        (Smaller, checks.first_and_last_block_are_reached),
+        (Keeps, checks.data_is_not_kept_after_the_write),
+        (OwnCopy, checks.write_by_one_handle_is_read_by_the_other),
+        (OwnCopy, checks.data_outlives_every_handle),
+        (DiscardsTooMuch, checks.discard_zeroes_the_range_where_it_says_so_and_never_more),
+        (DiscardsNothing, checks.discard_by_one_handle_is_seen_by_the_other),
+        (CallsAllZero, checks.block_status_covers_the_range_and_never_calls_data_zero),
+        (Gap, checks.block_status_covers_the_range_and_never_calls_data_zero),
+        (ZeroesTooMuch, checks.write_zeroes_zeroes_the_range_and_no_more),
+        (Shrinks, checks.size_never_changes),
+        (LeavesFilesOpen, checks.close_gives_every_descriptor_back),
+        (RefusesAtOnce, checks.read_now_of_what_was_just_written_reads),
+        (Raises, checks.refused_write_changes_nothing),
+    ],
+)
+def test_planted_fault_is_found(kind: type[Device], check: checks.Check) -> None:
+    assert check.__name__ in violated(kind)  # type: ignore[attr-defined]
+
+
+def test_every_check_has_a_name_and_says_what_it_is_about() -> None:
+    assert len(CHECKS) > 30
+    assert all(check.__doc__ for check in CHECKS)
+    assert name_of(checks.facts_fit_together) == "facts fit together"
+    names = [name_of(check) for check in CHECKS]
+    assert len(set(names)) == len(names)
+    assert not any(helper in CHECKS for helper in (checks.pattern, checks.extents_of, checks.name_of))
+
+
+def test_patterns_are_not_each_others() -> None:
+    patterns = [checks.pattern(512, seed) for seed in range(4)]
+    assert all(one != two for one, two in itertools.combinations(patterns, 2))
+
+
+def test_unit_is_whole_blocks_and_pages() -> None:
+    with medium_of(Good) as medium:
+        assert checks.unit_of(medium.open()) == 4096
+        assert checks.unit_of(medium.open(block_size=65536)) == 65536
+        assert isinstance(medium.open(), Guarded)
+        assert medium.open().can.discard is Support.NATIVE
