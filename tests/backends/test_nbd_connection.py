@@ -266,6 +266,31 @@ def test_structured_answer_that_was_not_agreed_on_ends_the_connection() -> None:
         connected(script).perform(read(0, 512), deadline())
 
 
+@pytest.mark.parametrize("bit", [1, 16, 128])
+def test_answer_with_one_wrong_bit_is_taken_or_ends_clearly(bit: int) -> None:
+    """In any byte of its head, or of the offset: what is taken is taken to where it was asked for."""
+    place = 0
+
+    def play(peer: Peer) -> None:
+        peer.shake()
+        asked = peer.asked()
+        answer = bytearray(chunk(asked.cookie, DATA, data_at(0, _512)))
+        answer[place] ^= bit
+        peer.send(bytes(answer))
+
+    with Script(play) as script:
+        for place in range(p.STRUCTURED_REPLY.size + 8):  # noqa: B007
+            connection = connected(script)
+            request = read(0, 512)
+            try:
+                connection.perform(request, deadline())
+            except (BlockError, Lost):
+                pass
+            else:
+                assert data_of(request) == _512
+            connection.end(Lost("the next one"))
+
+
 # A server that goes, or says nothing.
 
 
