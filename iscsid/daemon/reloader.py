@@ -200,6 +200,9 @@ class Reloader:
         media = self._server.media
         if lun.stays and self._exclusive(change.plugins, new):
             raise Refused(f"target {lun.target}, lun {lun.lun}: one process has its medium, and cannot have it twice")
+        if _medium(new) in self._given_up(change):
+            what = "one process has its medium, which a reload cannot pass on; it needs a restart"
+            raise Refused(f"target {lun.target}, lun {lun.lun}: {what}")
         if lun.kind is Kind.RESIZED:
             return media.resize(lun.target, new)
         if lun.kind is Kind.RELOADED and "path" not in new.options:
@@ -212,6 +215,16 @@ class Reloader:
             return media.again(lun.target, lun.lun)  # it can be claimed once only, and so is the same one as before
         change.fresh.append(made)
         return made
+
+    def _given_up(self, change: _Change) -> list[object]:
+        """The media that one process has to itself and that their LUNs are without afterwards.
+
+        The new LUN is opened before the old one is closed. A layer of the old one (a write-back cache) may have data
+        by then that is not on the medium yet, and nothing but the configuration tells that it is the same medium.
+        """
+        plugins = self._server.plugins
+        old = [lun.old for lun in change.changes.luns if lun.old is not None and not lun.stays]
+        return [_medium(lun) for lun in old if self._exclusive(plugins, lun)]
 
     @staticmethod
     def _exclusive(plugins: Plugins, lun: LunSpec) -> bool:
@@ -386,3 +399,8 @@ def resized(spec: ServerSpec, serial: str, size: int) -> ServerSpec:
         return replace(target, luns=tuple(luns))
 
     return replace(spec, targets=tuple(map(changed, spec.targets)))
+
+
+def _medium(lun: LunSpec) -> object:
+    """Equal for two LUNs with one medium, whatever else their options say."""
+    return lun.backend, lun.options.get("path", {**lun.options, "size": None})
