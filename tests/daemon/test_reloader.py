@@ -1,0 +1,290 @@
+"""A change of a running server: all or nothing, in order, and held up by no worker that is dead."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from iscsid.block.device import Sharing
+from iscsid.daemon.errors import StartError
+from iscsid.daemon.media import Media
+from iscsid.daemon.reloader import CLOSE_SECONDS, OPEN_SECONDS, Answer, Reloader
+from iscsid.errors import BlockError, ConfigError, Fault, Problem
+from iscsid.shared.figures import FigureTable
+from iscsid.shared.messages import Commit, Lend, Message, Revise, Revised, Undo
+from iscsid.specs import LunSpec, ServerSpec, TargetSpec
+
+FIRST = LunSpec(0, "file", {"path": "/a", "size": 512}, serial="A")
+OLD = ServerSpec(targets=(TargetSpec("disk", (FIRST,)),))
+SECOND = LunSpec(1, "file", {"path": "/b", "size": 512}, serial="B")
+ADDED = ServerSpec(targets=(TargetSpec("disk", (FIRST, SECOND)),))
+
+
+class Plugins(SimpleNamespace):
+    """As much as a reload needs; ``log`` is what was done to media. A back end "lonely" is for one process."""
+
+    arguments = None
+
+    def __init__(self) -> None:
+        super().__init__(log=[], refuse="")
+
+    def prepare(self, backend: str, options: Any) -> Any:
+        if self.refuse == options["path"]:
+            raise BlockError(Fault.INVALID, "planted")
+        self.log.append(("prepare", options["path"]))
+        return dict(options)
+
+    def resize(self, backend: str, options: Any, size: int) -> Any:
+        if size < options["size"]:
+            raise BlockError(Fault.INVALID, "never cut")
+        self.log.append(("resize", size))
+        return {**options, "size": size}
+
+    def release(self, backend: str, options: Any) -> None:
+        self.log.append(("release", options["path"]))
+
+    def prepare_layers(self, layers: Any) -> Any:
+        return list(layers)
+
+    def release_layers(self, layers: Any) -> None:
+        pass
+
+    def sharing(self, backend: str, options: Any, layers: Any = ()) -> Sharing:
+        return Sharing.EXCLUSIVE_OWNER if backend == "lonely" else Sharing.SHARED
+
+
+class Child(SimpleNamespace):
+    """Told apart by what it is, not by what it holds."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+class Fleet:
+    """Workers that remember what they were told."""
+
+    def __init__(self, count: int) -> None:
+        self.children = [Child(index=index, told=[], killed="") for index in range(count)]
+        self.unready: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.children + self.unready)
+
+    def ready(self) -> list[Any]:
+        return self.children
+
+    def send(self, child: Any, message: Message, fd: int | None = None) -> None:
+        if fd is not None:
+            os.close(fd)
+        child.told.append(message)
+
+    def kill(self, child: Any, reason: str = "") -> None:
+        child.killed = reason
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.plugins = Plugins()
+        self.fleet = Fleet(2)
+        self.settled: list[set[str]] = []
+        self.admitted: list[set[str]] = []
+        self.admit_error: Exception | None = None
+        size = FigureTable.size(2, ["A"], 8)
+        self.server: Any = SimpleNamespace(
+            spec=OLD,
+            plugins=self.plugins,
+            owners={},
+            count=2,
+            media=Media(OLD, self.plugins),  # type: ignore[arg-type]
+            fleet=self.fleet,
+            figures=FigureTable(memoryview(bytearray(size)), 2, ["A"], 8),
+            bound=lambda spec: spec,
+            arbiter=SimpleNamespace(admit=self._admit, settle=lambda places, now: self.settled.append(set(places))),
+        )
+        self.new: Any = ADDED
+        self.reloader = Reloader(self.server, self._reread)
+        self.answers: list[Answer] = []
+        self.plugins.log.clear()
+
+    def _reread(self) -> Any:
+        if isinstance(self.new, Exception):
+            raise self.new
+        return self.new, self.plugins
+
+    def _admit(self, places: Any, now: float) -> None:
+        if self.admit_error is not None:
+            raise self.admit_error
+        self.admitted.append(set(places))
+
+    def reload(self) -> None:
+        self.reloader.reload(self.answers.append, 0.0)
+
+    def say(self, *indices: int, done: bool = False, error: str = "", number: int = 1) -> None:
+        for index in indices:
+            self.reloader.on_revised(self.fleet.children[index], Revised(number, done, error), 0.0)
+
+    def told(self, index: int) -> list[type]:
+        return [type(message) for message in self.fleet.children[index].told]
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_change_is_in_force_when_every_worker_has_opened_it_and_answered_when_all_have_closed(rig: Rig) -> None:
+    rig.reload()
+    assert rig.told(0) == rig.told(1) == [Revise]
+    rig.say(0)
+    assert rig.server.spec == OLD and rig.told(0) == [Revise]
+    rig.say(1)
+    assert rig.server.spec == ADDED
+    assert rig.told(0) == rig.told(1) == [Revise, Commit]
+    assert (rig.admitted, rig.settled) == ([{"B"}], [{"A", "B"}])
+    assert ("disk", 1) in rig.server.media.options
+    assert not rig.answers
+    rig.say(0, 1, done=True)
+    assert rig.answers == [Answer((("target disk lun 1", "added"),))]
+
+
+def test_media_that_go_are_released_when_every_worker_has_closed_them(rig: Rig) -> None:
+    rig.new = ServerSpec()
+    rig.reload()
+    rig.say(0, 1)
+    rig.say(0, done=True)
+    assert rig.plugins.log == []
+    rig.say(1, done=True)
+    assert rig.plugins.log == [("release", "/a")]
+    assert rig.server.media.options == {}
+
+
+@pytest.mark.parametrize("when", ["prepare", "open", "admit", "late"])
+def test_failure_undoes_everything(rig: Rig, when: str) -> None:
+    rig.plugins.refuse = "/b" if when == "prepare" else ""
+    rig.admit_error = StartError("planted") if when == "admit" else None
+    rig.reload()
+    if when == "open":
+        rig.say(0)
+        rig.say(1, error="planted")
+    elif when == "admit":
+        rig.say(0, 1)
+    elif when == "late":
+        rig.say(1)
+        rig.reloader.expire(OPEN_SECONDS - 0.1)
+        assert not rig.answers
+        rig.reloader.expire(OPEN_SECONDS)
+    (answer,) = rig.answers
+    assert not answer.rows and ("worker 0" if when == "late" else "planted") in answer.problems[0]
+    if when != "prepare":
+        assert rig.told(0) == rig.told(1) == [Revise, Undo]
+        assert rig.plugins.log == [("prepare", "/b"), ("release", "/b")]
+    assert rig.server.spec == OLD and set(rig.server.media.options) == {("disk", 0)}
+    assert not rig.settled
+
+
+def test_configuration_that_is_wrong_tells_every_problem_and_changes_nothing(rig: Rig) -> None:
+    rig.new = ConfigError("x.toml", [Problem("target[0]", "name", "is missing"), Problem("server", "zebra", "unknown")])
+    rig.reload()
+    (answer,) = rig.answers
+    assert ["is missing" in answer.problems[0], "zebra" in answer.problems[1]] == [True, True]
+    assert rig.told(0) == []
+
+
+def test_server_without_a_file_says_so(rig: Rig) -> None:
+    Reloader(rig.server, None).reload(rig.answers.append, 0.0)
+    assert "no configuration file" in rig.answers[0].problems[0]
+
+
+def test_same_configuration_is_answered_at_once(rig: Rig) -> None:
+    rig.new = replace(OLD, workers=9)
+    rig.reload()
+    assert rig.answers == [Answer((("server workers", "needs a restart"),))]
+    assert rig.told(0) == []
+
+
+def test_dead_worker_is_waited_for_no_longer(rig: Rig) -> None:
+    rig.reload()
+    rig.say(0)
+    rig.reloader.on_death(rig.fleet.children[1], 0.0)
+    assert rig.told(0) == [Revise, Commit]
+    rig.say(0, done=True)
+    assert len(rig.answers) == 1
+
+
+def test_worker_that_becomes_ready_meanwhile_is_asked_and_one_that_does_not_is_replaced(rig: Rig) -> None:
+    rig.reload()
+    born, unborn = (Child(index=9, told=[], killed="") for _ in range(2))
+    rig.fleet.unready = [unborn]
+    rig.fleet.children.append(born)
+    rig.reloader.on_ready(born, 0.0)
+    rig.say(0, 1)
+    assert rig.server.spec == OLD
+    rig.say(2)
+    assert [type(message) for message in born.told] == [Revise, Commit]
+    assert unborn.killed and not born.killed
+
+
+def test_worker_that_does_not_close_in_time_is_killed(rig: Rig) -> None:
+    rig.reload()
+    rig.say(0, 1)
+    rig.say(0, done=True)
+    rig.reloader.expire(CLOSE_SECONDS)
+    assert rig.fleet.children[1].killed and not rig.fleet.children[0].killed
+    rig.reloader.on_death(rig.fleet.children[1], CLOSE_SECONDS)
+    assert len(rig.answers) == 1
+    assert rig.reloader.deadline() is None
+
+
+def test_changes_wait_for_each_other(rig: Rig) -> None:
+    rig.reload()
+    rig.reload()
+    rig.say(0, 1)
+    rig.say(0, 1, done=True)
+    assert rig.answers == [Answer((("target disk lun 1", "added"),)), Answer()]  # the second finds nothing different
+
+
+def test_resize_keeps_the_medium_and_has_every_path_of_it_grow(rig: Rig) -> None:
+    rig.server.spec = both = ServerSpec(targets=(*OLD.targets, TargetSpec("again", (FIRST,))))
+    rig.server.media = Media(both, rig.plugins)  # type: ignore[arg-type]
+    rig.plugins.log.clear()
+    rig.reloader.reopen("disk", 0, 1024, rig.answers.append, 0.0)
+    rig.say(0, 1)
+    rig.say(0, 1, done=True)
+    assert [lun.options["size"] for target in rig.server.spec.targets for lun in target.luns] == [1024, 1024]
+    assert rig.plugins.log == [("resize", 1024), ("resize", 1024)]
+    assert [how for _, how in rig.answers[0].rows] == ["resized", "resized"]
+
+
+def test_smaller_size_and_unknown_lun_are_refused(rig: Rig) -> None:
+    for target, lun, words in (("disk", 0, "never cut"), ("disk", 5, "no LUN 5; it has 0"), ("x", 0, "no target x")):
+        rig.reloader.reopen(target, lun, 100, rig.answers.append, 0.0)
+        assert words in rig.answers[-1].problems[0]
+
+
+def test_lun_for_one_process_does_not_come_to_a_target_that_all_serve(rig: Rig) -> None:
+    rig.new = ServerSpec(targets=(TargetSpec("disk", (FIRST, replace(SECOND, backend="lonely"))),))
+    rig.reload()
+    assert "needs a restart" in rig.answers[0].problems[0]
+
+
+def test_new_target_for_one_process_gets_an_owner(rig: Rig) -> None:
+    rig.new = ServerSpec(targets=(*OLD.targets, TargetSpec("own", (replace(SECOND, backend="lonely"),))))
+    rig.reload()
+    rig.say(0, 1)
+    assert rig.server.owners == {"own": 0}
+
+
+def test_descriptors_go_before_the_revision(rig: Rig) -> None:
+    from iscsid.plugin import Descriptor
+
+    reader, writer = os.pipe()
+    rig.plugins.prepare = lambda backend, options: {**options, "claim": Descriptor(writer)}
+    rig.reload()
+    assert rig.told(0) == [Lend, Revise]
+    os.close(reader)
+    os.close(writer)
