@@ -22,7 +22,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from iscsid.plugin import Capabilities, Device, Filter, LayerInfo, Mode, Option, Sharing, Support, Threading, hookimpl
+from iscsid.plugin import (
+    Capabilities,
+    Descriptor,
+    Device,
+    Filter,
+    LayerInfo,
+    Mode,
+    Option,
+    Sharing,
+    Support,
+    Threading,
+    hookimpl,
+)
 
 from .slots import Slots
 
@@ -301,7 +313,7 @@ def iscsid_layer_validate(name: str, options: Mapping[str, Any]) -> list[str]:
 
 @hookimpl
 def iscsid_layer_prepare(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {_KEY: os.memfd_create("iscsid-cache", os.MFD_CLOEXEC)}
+    return {_KEY: Descriptor(os.memfd_create("iscsid-cache", os.MFD_CLOEXEC))}
 
 
 @hookimpl

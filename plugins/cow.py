@@ -23,6 +23,7 @@ from typing import Any
 from iscsid.plugin import (
     BlockError,
     Capabilities,
+    Descriptor,
     Device,
     Fault,
     Filter,
@@ -192,9 +193,9 @@ def iscsid_layer_info() -> LayerInfo:
 
 @hookimpl
 def iscsid_layer_prepare(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    made = {_BITS: _memory("cow-bits")}
+    made = {_BITS: Descriptor(_memory("cow-bits"))}
     if options["path"] is None:
-        made[_MEMORY] = _memory("cow")
+        made[_MEMORY] = Descriptor(_memory("cow"))
     return made
 
 

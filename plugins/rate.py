@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from iscsid.plugin import Device, LayerInfo, Option, hookimpl, pause
+from iscsid.plugin import Descriptor, Device, LayerInfo, Option, hookimpl, pause
 
 from .around import NOWAIT, Around, Call, extent_of
 
@@ -173,7 +173,7 @@ def iscsid_layer_validate(name: str, options: Mapping[str, Any]) -> list[str]:
 
 @hookimpl
 def iscsid_layer_prepare(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {_KEY: make_page()}
+    return {_KEY: Descriptor(make_page())}
 
 
 @hookimpl

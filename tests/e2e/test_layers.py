@@ -168,3 +168,21 @@ def test_cache_is_not_taken_over_by_a_reload(start: StartServer, tmp_path: Path)
         assert disk.read(4096, 4096) == b"x" * 4096
     server.stop()
     assert (tmp_path / "disk").read_bytes()[4096:8192] == b"x" * 4096
+
+
+def test_layers_of_a_lun_that_a_reload_adds_share_what_was_prepared(start: StartServer, tmp_path: Path) -> None:
+    server = start([lun(tmp_path)])
+    text = server.config.read_text()
+    rate = '{ layer = "rate", iops = 200, burst = 0 }'
+    server.config.write_text(f'{text}\n[[target.lun]]\nlun = 1\nbackend = "ram"\nsize = "{SIZE}"\nlayers = [{rate}]\n')
+    argv = [sys.executable, "-m", "iscsid", "reload", "-d", server.runtime_dir]
+    subprocess.run(argv, capture_output=True, timeout=60, check=True)
+    with open_disk(server.url(1), initiator_name=ONE) as one, open_disk(server.url(1), initiator_name=TWO) as two:
+        assert len({server.worker_of(name) for name in (ONE, TWO)}) == 2
+        begun = time.monotonic()
+        threads = [threading.Thread(target=reads, args=(disk, 40)) for disk in (one, two)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - begun >= 79 / 200
