@@ -100,7 +100,7 @@ class FileEnd:
     def remember_change(self) -> None:
         """Make the time of the last change a part of the identity: for a source, whose content counts."""
         found = os.fstat(self.fd)
-        self.identity |= {"inode": found.st_ino, "changed": found.st_mtime_ns}
+        self.identity |= {"inode": found.st_ino, "mtime": found.st_mtime_ns}
 
     def extents(self) -> Iterator[Extent]:
         """What SEEK_DATA and SEEK_HOLE tell; all is data where they do not work."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,25 +98,35 @@ def check_picture(path: str) -> None:
     if Path(path).suffix.lower() not in PICTURES:
         raise EndError(f"{path}: a plot is an {' or a '.join(PICTURES)} file")
     try:
-        import pygal  # noqa: F401 - an extra
-
+        _pygal()
         if Path(path).suffix.lower() == ".png":
             import cairosvg  # noqa: F401
     except ImportError as error:
         raise EndError(f"a plot needs {error.name}: pip install 'iscsid[plot]'") from error
+    except OSError as error:  # cairosvg is there, but not the library that it is a door to
+        raise EndError(f"a PNG needs libcairo, which this host lacks; an SVG does not: {error}") from error
+
+
+def _pygal() -> Any:
+    """The module, without the hook that it puts into the import system for its plugins.
+
+    The hook has the form that Python 3.12 has dropped, and 3.11 warns of it with each later import of anything.
+    """
+    import pygal
+
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != pygal.__name__]
+    return pygal
 
 
 def plot(path: str, answer: Mapping[str, Any]) -> None:
     """Draw rates and latencies over the time into an SVG or PNG file. Raises EndError."""
-    import pygal
-    from pygal.style import CleanStyle
-
+    pygal = _pygal()
     load = answer["load"]
     chart = pygal.XY(
         title=f"{load['size']} bytes, {load['access']}, {load['read_percent']} % reads, depth {load['depth']}"
         f" × {load['sessions']}: {answer['total']['iops']:,.0f} commands per second",
         x_title="seconds",
-        style=CleanStyle,
+        style=pygal.style.CleanStyle,
         show_dots=False,
         js=[],  # the picture stands by itself: nothing is fetched
         range=(0, _round_up(max(part["iops"] for part in answer["series"]))),

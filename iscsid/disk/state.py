@@ -45,8 +45,8 @@ class CopyState:
             if changed:
                 what = ", ".join(changed)
                 raise EndError(
-                    f"cannot resume: the {kind} {end.name} is not the one that the copy began with ({what} changed);"
-                    " copy without --resume"
+                    f"cannot resume: the {kind} {end.name} is not the one that the copy began with:"
+                    f" another {what}; --force begins again"
                 )
 
 
@@ -80,7 +80,7 @@ def load(path: Path) -> CopyState | None:
     except OSError as error:
         raise EndError(f"{path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise EndError(f"{path} is not the state of a copy: copy without --resume ({error})") from error
+        raise EndError(f"{path} is not the state of a copy: --force begins again ({error})") from error
     return state
 
 
