@@ -184,10 +184,11 @@ class InitiatorSession:
     # --- connections --------------------------------------------------------------------------------------------------
 
     def open(self, now: float) -> None:
-        """Want a connection, now."""
+        """Want a connection, now. A target that was given up has one attempt, not ``recovery_timeout`` over again."""
+        away = self.options.recovery_timeout if self.failure is not None else 0.0
         self.failure = None
         self._attempts = 0
-        self._lost_since = now if self.logins else None
+        self._lost_since = now - away if self.logins else None
         self.connect_at = now
 
     def connected(self, now: float) -> InitiatorConnection:

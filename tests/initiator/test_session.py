@@ -146,6 +146,28 @@ def test_next_command_after_giving_up_tries_anew() -> None:
     result(task)
 
 
+def test_a_target_that_was_given_up_has_one_attempt_for_each_command() -> None:
+    world = World(recovery_timeout=5.0).know()
+    world.submit(read(world))
+    world.cut()
+    world.later(5.0)
+    world.session.lost(ConnectionFailed("refused"), world.now)
+    assert world.session.failure is not None
+    task = world.submit(read(world))
+    assert world.session.connect_at == world.now
+    world.session.lost(ConnectionFailed("still refused"), world.now)
+    with pytest.raises(ConnectionFailed, match="still refused"):
+        result(task)
+    task = world.submit(read(world))
+    world.connect()
+    world.run()
+    result(task)
+    world.cut()
+    world.submit(read(world))
+    world.session.lost(ConnectionFailed("refused"), world.now)
+    assert world.session.failure is None  # it was back, so it has all the time again
+
+
 def test_idle_session_that_breaks_comes_back_with_the_next_command() -> None:
     world = World().know()
     world.cut()
