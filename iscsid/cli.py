@@ -28,6 +28,7 @@ from iscsid.cli_disk import disk
 from iscsid.cli_image import image
 from iscsid.cli_import import import_targets
 from iscsid.cli_layer import layer
+from iscsid.cli_plugin import plugin
 from iscsid.daemon.control import ControlError, ask
 from iscsid.daemon.errors import StartError
 from iscsid.errors import ConfigError, IscsidError
@@ -91,6 +92,7 @@ main.add_command(disk)
 main.add_command(image)
 main.add_command(import_targets)
 main.add_command(layer)
+main.add_command(plugin)
 
 
 # -- serve and check ---------------------------------------------------------------------------------------------------

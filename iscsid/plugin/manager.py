@@ -527,8 +527,13 @@ def load(
 
 
 def load_file(path: str | Path) -> Plugins:
-    """All that :func:`load` finds, and the plugin in one file. Raises PluginError where that is no good."""
-    plugins = load()
+    """The built-ins, and the plugin in one file. Raises PluginError where that is no good.
+
+    No other plugins: the one in the file may well be installed, too.
+    """
+    plugins = Plugins()
+    for module in BUILTIN:
+        plugins.add(module.rpartition(".")[2], partial(importlib.import_module, module))
     if not plugins.add(Path(path).stem, partial(_import_file, Path(path))):
         raise plugins.failures[-1]
     return plugins

@@ -4,45 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
-from types import ModuleType
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
+from contract_kit import Good, ShortRead, medium_of
 
-from iscsid.block.device import Content, Device, Extent, Mode, Support, Threading
+from iscsid.block.device import Content, Device, Extent, Mode, Support
 from iscsid.block.guard import Guarded
-from iscsid.contract import CHECKS, Medium, NotApplicable, Violation, checks, name_of
+from iscsid.contract import CHECKS, NotApplicable, Violation, checks, name_of
 from iscsid.errors import BlockError
-from iscsid.plugin import BackendInfo, hookimpl
-from iscsid.plugin.manager import load
 
 SIZE = 4 << 20
-
-
-class Good(Device):
-    """Memory that all handles share."""
-
-    threading = Threading.PARALLEL
-    discard_zeroes = True
-
-    def __init__(self, memory: bytearray) -> None:
-        self.size = len(memory)
-        self.memory = memory
-
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        buffer[:] = memoryview(self.memory)[offset : offset + len(buffer)]
-
-    def write(self, data: memoryview, offset: int) -> None:
-        memoryview(self.memory)[offset : offset + len(data)] = data
-
-    def discard(self, offset: int, length: int) -> None:
-        memoryview(self.memory)[offset : offset + length] = bytes(length)
-
-
-class ShortRead(Good):
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        buffer[:-1] = memoryview(self.memory)[offset : offset + len(buffer) - 1]
 
 
 class Smaller(Good):
@@ -132,24 +104,6 @@ def close_what_is_left() -> Iterator[None]:
     yield
     while LEFT:
         os.close(LEFT.pop())
-
-
-def medium_of(kind: type[Device]) -> Medium:
-    memory = bytearray(SIZE)
-    plugin = ModuleType("planted")
-
-    @hookimpl
-    def iscsid_backend_info() -> BackendInfo:
-        return BackendInfo("planted", "for a test", ())
-
-    @hookimpl
-    def iscsid_open(options: Mapping[str, Any], role: str) -> Device:
-        return kind(memory)  # type: ignore[call-arg]
-
-    plugin.__dict__.update(iscsid_backend_info=iscsid_backend_info, iscsid_open=iscsid_open)
-    plugins = load([])
-    assert plugins.add("planted", lambda: plugin)
-    return Medium(plugins, "planted", {})
 
 
 def violated(kind: type[Device]) -> set[str]:
