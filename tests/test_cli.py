@@ -105,8 +105,15 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Replaces the supervisor; what it was called with, and what it does: ``portals`` (None: never ready), ``code``."""
     call: dict[str, Any] = {"portals": None, "code": 0}
 
-    def serve(spec: ServerSpec, plugins: Any, *, notify: Callable[[str], None], started: Callable[[Any], None]) -> int:
-        call.update(spec=spec, plugins=plugins)
+    def serve(
+        spec: ServerSpec,
+        plugins: Any,
+        *,
+        notify: Callable[[str], None],
+        started: Callable[[Any], None],
+        reread: Callable[[], Any] | None,
+    ) -> int:
+        call.update(spec=spec, plugins=plugins, reread=reread)
         if call["portals"] is not None:
             notify("READY=1")
             started(Started(call["portals"], (1, 2)))
@@ -273,6 +280,7 @@ def test_serve_listens_where_the_command_line_says(served: dict[str, Any], good:
     run("serve", "-c", good, "-p", "127.0.0.1:0", "--portal", "[::1]:3261")
     assert served["spec"].portals == (PortalSpec("127.0.0.1", 0), PortalSpec("::1", 3261))
     assert served["spec"].targets == config.load(good)[0].targets
+    assert served["reread"]()[0] == served["spec"]  # a reload listens there too
 
 
 def test_serve_at_a_bad_portal_exits_with_usage(served: dict[str, Any]) -> None:
@@ -444,7 +452,9 @@ def server(tmp_path: Path) -> Iterator[str]:
     """A server with a status and one session; the runtime folder."""
     folder = tmp_path / "server"
     folder.mkdir()
-    server = Server(folder, {"status": STATUS, "sessions": {"sessions": [SESSION]}})
+    changed = {"rows": [["target a lun 1", "added"]], "problems": []}
+    refused = {"rows": [], "problems": ["it is planted"]}
+    server = Server(folder, {"status": STATUS, "sessions": {"sessions": [SESSION]}, "reload": changed, "lun": refused})
     yield str(folder)
     server.close()
 
@@ -476,6 +486,23 @@ def test_sessions_shows_who_is_logged_in(server: str) -> None:
     assert rows(result)[1] == (
         "12 iqn.1993-08.org.debian:01:abc 192.0.2.7:50000 iqn.2026-11.org.iscsid:disk0 open 1m 30s 1 42 4 KiB 1 MiB"
     )
+
+
+def test_reload_shows_what_has_changed(server: str) -> None:
+    result = run("reload", "-d", server)
+    assert result.exit_code == Exit.OK
+    assert rows(result) == ["WHAT", "target a lun 1 added"]
+
+
+@pytest.mark.parametrize("words", [("eject", "a", "0", "--force"), ("load", "a", "0"), ("resize", "a", "0", "2 GiB")])
+def test_change_that_is_refused_fails_with_its_reason(server: str, words: tuple[str, ...]) -> None:
+    result = run("lun", *words, "-d", server)
+    assert result.exit_code == Exit.FAILED
+    assert "it is planted" in result.output and "nothing has changed" in result.output
+
+
+def test_size_that_is_none_is_a_bad_command_line(server: str) -> None:
+    assert run("lun", "resize", "a", "0", "large", "-d", server).exit_code == Exit.USAGE
 
 
 @pytest.mark.parametrize(("command", "answer"), [("status", STATUS), ("sessions", {"sessions": [SESSION]})])

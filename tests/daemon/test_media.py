@@ -113,3 +113,35 @@ def test_layer_that_cannot_be_prepared_leaves_nothing_prepared() -> None:
     with pytest.raises(StartError, match=r"target a, lun 0: .*cannot"):
         Media(layered("one", "bad"), plugins)
     assert plugins.released == [("ram", 1)]
+
+
+def test_lun_that_comes_and_goes_is_prepared_and_released_by_itself() -> None:
+    plugins: Any = Plugins()
+    media = Media(SPEC, plugins)
+    lun = LunSpec(9, "file", {"path": "y"})
+    made = media.prepare("a", lun)
+    assert ("a", 9) not in media.options
+    assert media.put(made) is None
+    assert media.options["a", 9] == {"path": "y", "number": 4}
+    gone = media.take("a", 9)
+    assert ("a", 9) not in media.options and plugins.released == []
+    media.undo(gone)
+    assert plugins.released == [("file", 4)]
+    media.release()
+    assert len(plugins.released) == 4
+
+
+def test_lun_that_takes_the_place_of_another_gives_that_back() -> None:
+    plugins: Any = Plugins()
+    media = Media(SPEC, plugins)
+    old = media.put(media.prepare("a", LunSpec(0, "file", {"path": "y"})))
+    assert old is not None and old.options == {"size": 1, "number": 1}
+    assert media.options["a", 0]["number"] == 4
+
+
+def test_lun_whose_layer_cannot_be_prepared_is_not_there() -> None:
+    plugins: Any = Plugins()
+    media = Media(SPEC, plugins)
+    with pytest.raises(PluginError, match="cannot"):
+        media.prepare("a", LunSpec(9, "ram", {"size": 1}, layers=(LayerSpec("bad"),)))
+    assert plugins.released == [("ram", 4)]
