@@ -537,3 +537,53 @@ def test_portal_group_that_cannot_be_is_told(old: str, new: str, where: str, rea
 
 def test_states_have_the_names_that_scsi_knows() -> None:
     assert set(STATES) == set(ACCESS_STATES)
+
+
+GUARDED = """
+[discovery.auth]
+chap = [{ user = "seeker", secret = "secret of discovery" }]
+[[target]]
+name = "iqn.2026-11.org.example:a"
+initiators = ["iqn.2026-11.org.example:*"]
+networks = ["192.0.2.1/24", "2001:db8::/32"]
+[target.auth]
+chap = [{ user = "alice", secret = "twelve-letters-x" }]
+"""
+
+
+def test_auth_and_guests_become_specs_that_do_not_show_secrets() -> None:
+    spec = parse(GUARDED)
+    (target,) = spec.targets
+    assert target.initiators == ("iqn.2026-11.org.example:*",)
+    assert target.networks == ("192.0.2.0/24", "2001:db8::/32")
+    assert target.auth is not None and target.auth.source == "chap"
+    assert target.auth.options["chap"] == [{"user": "alice", "secret": "twelve-letters-x"}]
+    assert spec.discovery_auth is not None
+    assert spec.discovery_auth.options["chap"] == [{"user": "seeker", "secret": "secret of discovery"}]
+    assert "twelve-letters-x" not in repr(spec) and "secret of discovery" not in repr(spec)
+
+
+def test_nobody_has_to_prove_anything_by_default() -> None:
+    spec = parse(TARGET)
+    assert (spec.discovery_auth, spec.targets[0].auth) == (None, None)
+    assert (spec.targets[0].initiators, spec.targets[0].networks) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('"192.0.2.1/24"', '"here"', "target[0].networks: [0] must be as in"),
+        ('"iqn.2026-11.org.example:*"', "7", "target[0].initiators: [0] must be a string"),
+        ("twelve-letters-x", "short", "target[0].auth.chap[0]: the secret has 5 bytes"),
+        ('user = "alice"', 'usr = "alice"', "target[0].auth.chap[0]: unknown key usr"),
+        ("[target.auth]", '[target.auth]\nsource = "ldap"', "target[0].auth.source: there is no authentication source"),
+        ("[target.auth]\nchap", "[target.auth]\nchip", "target[0].auth.chip: unknown key (there are chap"),
+        ("[discovery.auth]", "[discovery]\nwho = 1\n[discovery.auth]", "discovery.who: unknown key"),
+        ("secret of discovery", "short", "discovery.auth.chap[0]: the secret has 5 bytes"),
+    ],
+)
+def test_bad_line_about_who_may_come_is_told_with_its_reason(old: str, new: str, problem: str) -> None:
+    assert old in GUARDED
+    found = problems(GUARDED.replace(old, new))
+    assert any(text.startswith(problem) for text in found), found
+    assert not any("twelve-letters-x" in text or "secret of discovery" in text for text in found)

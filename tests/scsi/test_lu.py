@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from iscsid.scsi.commands import Feature
+from iscsid.block.device import Threading
+from iscsid.scsi.commands import COMMANDS, Command, Feature
 from iscsid.scsi.const import Status
 from iscsid.scsi.lu import MAX_TRANSFER, MAX_UNMAP_BLOCKS, MAX_WRITE_SAME, Identity, LogicalUnit, SharedState
 from iscsid.scsi.mode import ModeState
@@ -272,3 +273,24 @@ def test_attention_comes_before_the_conflict(unit) -> None:
     _reserved(unit, HOLDER)
     unit.nexus.attentions = [Reason.MODE_PARAMETERS_CHANGED]
     assert unit.refusal("28 00 00000000 00 0001 00").reason is Reason.MODE_PARAMETERS_CHANGED
+
+
+WRITING = {command for command in COMMANDS if command.writes}
+
+
+@pytest.mark.parametrize("command", WRITING, ids=lambda command: command.name)
+def test_command_that_writes_is_refused_on_a_protected_unit(make_unit: Callable, command: Command) -> None:
+    unit = make_unit(lacks=["flush"], threading=Threading.PARALLEL)  # over memory, which alone has all of them
+    unit.lu.mode_state = ModeState(wce=True, swp=True)
+    cdb = bytearray(len(command.usage))
+    cdb[:2] = command.opcode, command.service_action or 0
+    assert unit.refusal(cdb.hex()).reason is Reason.WRITE_PROTECTED
+    assert unit.memory.calls == []
+
+
+def test_table_knows_which_commands_write() -> None:
+    assert {command.name for command in WRITING} == {
+        *("WRITE_6", "WRITE_10", "WRITE_12", "WRITE_16", "WRITE_ATOMIC_16", "COMPARE_AND_WRITE", "ORWRITE_16"),
+        *("WRITE_AND_VERIFY_10", "WRITE_AND_VERIFY_12", "WRITE_AND_VERIFY_16", "WRITE_SAME_10", "WRITE_SAME_16"),
+        *("UNMAP", "SANITIZE_OVERWRITE", "SANITIZE_BLOCK_ERASE"),
+    }
