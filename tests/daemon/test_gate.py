@@ -116,3 +116,27 @@ def test_source_that_fails_refuses_the_login_and_tells_no_secret(monkeypatch: py
         guest_of(gate).challenge("iqn.a", HOST)
     assert caught.value.status == LoginStatus.TARGET_ERROR
     assert JOE["secret"] not in str(caught.value)
+
+
+def test_guest_stays_behind_another_gate_as_long_as_he_could_come_in() -> None:
+    before = gate_of(TargetSpec("iqn.a"))
+    guest = guest_of(before)
+    guest.challenge("iqn.a", "iqn.host")
+    for spec, stays in (
+        (TargetSpec("iqn.a"), True),
+        (TargetSpec("iqn.a", initiators=("iqn.host",)), True),
+        (TargetSpec("iqn.a", initiators=("iqn.other",)), False),
+        (TargetSpec("iqn.a", networks=("198.51.100.0/24",)), False),
+        (TargetSpec("iqn.a", auth=auth(JOE)), False),  # he has proved nothing
+        (TargetSpec("iqn.b"), False),
+    ):
+        guest.move(gate_of(spec))
+        assert guest.may_stay("iqn.a", "iqn.host") is stays
+
+
+def test_guest_who_has_proved_who_he_is_stays() -> None:
+    before = gate_of(TargetSpec("iqn.a", auth=auth(JOE)))
+    guest = guest_of(before)
+    prove(guest, "iqn.a")
+    guest.move(gate_of(TargetSpec("iqn.a", auth=auth(JOE))))
+    assert guest.may_stay("iqn.a", "iqn.host")
