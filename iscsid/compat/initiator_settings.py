@@ -174,7 +174,9 @@ def find_targets(settings: Settings) -> list[TargetRecord]:
     """Ask the host which targets it has. Raises InitiatorError."""
     portal = _resolve(settings, settings.hostname, settings.port)
     trace("net", "discovery at %s", portal)
-    records = discover(str(portal), **settings.options)
+    # Digests are for what is stored: tgt has none in a discovery session, whatever its targets have.
+    options = {name: value for name, value in settings.options.items() if not name.endswith("_digest")}
+    records = discover(str(portal), **options)
     for record in records:
         trace("iscsi", "target %s at %s", record.name, " ".join(map(str, record.portals)))
     return records

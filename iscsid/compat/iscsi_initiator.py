@@ -1,7 +1,7 @@
 """iscsi-initiator(8): the disks of a target as files under a mount point, through FUSE.
 
 Options are those of the man page, as getopt(3) takes them (``46a:bcd:Dfh:p:t:u:v:V``), and long ones of ours. What
-follows the mount point goes to FUSE, as it did. See docs/iscsi-initiator.md for what is better than it was.
+follows the mount point goes to FUSE, as it did. docs/netbsd.md tells what is better than it was.
 """
 
 from __future__ import annotations

@@ -11,10 +11,20 @@ from typing import Any
 import pytest
 
 from iscsid.compat import initiator_settings
-from iscsid.compat.initiator_settings import DEFAULTS, LOGGER, Settings, SettingsError, debug, log_in, read, trace
+from iscsid.compat.initiator_settings import (
+    DEFAULTS,
+    LOGGER,
+    Settings,
+    SettingsError,
+    debug,
+    find_targets,
+    log_in,
+    read,
+    trace,
+)
 from iscsid.compat.variables import Variables
 from iscsid.errors import ConnectionFailed, InitiatorError, LoginRefused
-from iscsid.initiator import TargetPortal
+from iscsid.initiator import TargetPortal, TargetRecord
 
 NAME = "iqn.2026-11.org.example:disk0"
 
@@ -181,6 +191,19 @@ def test_login_keeps_to_the_family(monkeypatch: pytest.MonkeyPatch) -> None:
     assert portal.host == "127.0.0.1"
     with pytest.raises(ConnectionFailed):
         log_in(four, NAME, (TargetPortal("::1", 3260, 1),))
+
+
+def test_discovery_asks_the_host_in_its_family_and_without_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def discover(portal: str, **options: Any) -> list[TargetRecord]:
+        asked.append((portal, options))
+        return [TargetRecord(NAME, PORTALS)]
+
+    monkeypatch.setattr(initiator_settings, "discover", discover)
+    settings = Settings("localhost", 3261, socket.AF_INET, None, {"timeout": 5, "header_digest": True})
+    assert [record.name for record in find_targets(settings)] == [NAME]
+    assert asked == [("127.0.0.1:3261", {"timeout": 5})]
 
 
 # -- traces ------------------------------------------------------------------------------------------------------------
