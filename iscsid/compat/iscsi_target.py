@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import syslog
 from collections.abc import Sequence
 from typing import Any, Final
 
 import click
 
-from iscsid.compat import libiscsi_target
+from iscsid.compat import background, libiscsi_target
+from iscsid.compat.background import Background
 from iscsid.compat.libiscsi_target import (
     DEFAULTS,
     PIDFILE,
@@ -33,7 +33,6 @@ from iscsid.daemon.signals import Signals
 NAME: Final = "iscsi-target"
 VERSION: Final = '"netbsd-iscsi" 20111006\nPlease send all bug reports to Alistair Crooks <agc@NetBSD.org>'
 MOST_SESSIONS: Final = 127  # of -s; a larger number, and one that is none, was passed over without a word
-READY: Final = b"\0"  # what the daemon writes to the shell's process when it serves
 FAILED: Final = 1
 
 _PRIORITIES: Final = (
@@ -158,50 +157,21 @@ def _log_to_syslog() -> None:
     logging.getLogger().handlers[:] = [to_stderr, to_syslog]
 
 
-def _become_daemon(ctx: click.Context) -> int:
-    """As daemon(3), but the shell's process waits until the other one serves, or has said why it does not.
-
-    Returns, in the daemon, what to tell the shell's process through. Stderr goes there too until then: a pipe, so
-    that nothing of the daemon keeps the terminal, or whatever else reads what it printed.
-    """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
+def _become_daemon(ctx: click.Context) -> Background:
     try:
-        pid = os.fork()
+        return background.begin()
     except OSError as error:
         click.echo(f"daemon() failed: {error.strerror}", err=True)
         ctx.exit(FAILED)
-    if pid:
-        os.close(writer)
-        ctx.exit(_wait_for_daemon(pid, reader))
-    os.close(reader)
-    os.setsid()
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for number, source in ((0, null), (1, null), (2, writer)):
-        os.dup2(source, number)
-    os.close(null)
-    return writer
 
 
-def _wait_for_daemon(pid: int, reader: int) -> int:
-    """In the shell's process: pass on what the daemon says; its exit code."""
-    while data := os.read(reader, 4096):
-        sys.stderr.write(data.replace(READY, b"").decode(errors="replace"))
-        if READY in data:
-            sys.stderr.flush()
-            return 0
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or FAILED
-
-
-def _serve(tgt: iscsi_target_t, shell: int | None, pid_file: str | None) -> int:
+def _serve(tgt: iscsi_target_t, shell: Background | None, pid_file: str | None) -> int:
     """Listen until a signal says stop; the exit code. The pid file is there while it serves."""
 
     def started() -> None:
         iscsi_target_write_pidfile(pid_file)
         if shell is not None:
-            os.write(shell, READY)
-            os.dup2(0, 2)
-            os.close(shell)
+            shell.ready()
 
     code = iscsi_target_listen(tgt, signals=Signals, started=started)
     if code != 0:
