@@ -99,6 +99,11 @@ class Storage:
     def block_size(self) -> int:
         return self.disk.block_size
 
+    def refresh(self) -> None:
+        """Ask how large the disk is now: it may have grown since it was mounted."""
+        with _as_os_error("READ CAPACITY"):
+            self.disk.capacity()
+
     def writable(self) -> bool:
         """Whether the unit says that it may be written. One that says nothing of it may be."""
         with _as_os_error("MODE SENSE"):

@@ -213,6 +213,7 @@ class Operations:
     def open(self, path: str, flags: int) -> int:
         """For writing only where the disk may be written: EROFS is what lets losetup go on with reading."""
         storage = self._storage(path)
+        storage.refresh()
         if flags & os.O_ACCMODE != os.O_RDONLY and not storage.writable():
             _fail(errno.EROFS)
         return 0

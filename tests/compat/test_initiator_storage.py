@@ -63,6 +63,11 @@ class FakeDisk:
     def flush(self) -> None:
         self._note("flush", 0, 0)
 
+    def capacity(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.size = len(self.content)
+
     def command(self, cdb: bytes, data_in_length: int, replay: bool) -> Result:
         if self.failure is not None:
             raise self.failure
@@ -199,6 +204,17 @@ def test_flush_reaches_the_medium_always_or_only_after_a_write(disk: FakeDisk, s
     storage.flush(always=False)
     storage.flush(always=False)
     assert disk.calls == [("flush", 0, 0)]
+
+
+def test_refresh_finds_a_disk_that_has_grown(disk: FakeDisk, storage: Storage) -> None:
+    disk.content += bytes(512)
+    assert storage.size == SIZE
+    storage.refresh()
+    assert storage.size == SIZE + 512
+    disk.failure = SenseError(0x2, 0x3A, 0x00, "no medium")
+    with pytest.raises(OSError) as raised:
+        storage.refresh()
+    assert raised.value.errno == errno.ENOMEDIUM
 
 
 def test_write_protection_is_what_mode_sense_says(disk: FakeDisk, storage: Storage) -> None:

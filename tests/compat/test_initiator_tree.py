@@ -27,6 +27,12 @@ class FakeStorage:
         self.calls: list[object] = []
         self.may_write = True
         self.gone = False
+        self.grown_to = 0
+
+    def refresh(self) -> None:
+        if self.gone:
+            raise OSError(errno.EIO, "gone")
+        self.size = self.grown_to or self.size
 
     def writable(self) -> bool:
         return self.may_write
@@ -183,6 +189,14 @@ def test_open_for_writing_needs_a_disk_that_may_be_written(tree: Operations, dis
     assert tree.open("/target0/storage", os.O_RDONLY) == 0
     for flags in (os.O_RDWR, os.O_WRONLY):
         raises(errno.EROFS, lambda flags=flags: tree.open("/target0/storage", flags))  # type: ignore[misc]
+
+
+def test_open_finds_a_disk_that_has_grown_or_gone(tree: Operations, disk: FakeStorage) -> None:
+    disk.grown_to = 1 << 21
+    assert tree.open("/target0/storage", os.O_RDONLY) == 0
+    assert tree.getattr("/target0/storage")["st_size"] == 1 << 21
+    disk.gone = True
+    raises(errno.EIO, lambda: tree.open("/target0/storage", os.O_RDONLY))
 
 
 def test_statfs_tells_of_all_disks_and_nothing_free(tree: Operations, disk: FakeStorage, second: FakeStorage) -> None:

@@ -166,6 +166,25 @@ def test_errors_have_their_errno(target: TestTarget, mount: StartMount) -> None:
     assert os.stat(top / "lun1/storage").st_size == 8 * MIB
 
 
+def test_a_disk_that_grows_is_longer_when_it_is_opened(target: TestTarget, mount: StartMount) -> None:
+    storage = mount(target.port).at / "disk0/lun1/storage"
+    assert storage.stat().st_size == 8 * MIB
+    os.truncate(target.path(1), 9 * MIB)
+    config = target.folder / "iscsid.toml"
+    config.write_text(config.read_text().replace('"8 MiB"', '"9 MiB"'))
+    run_judge(sys.executable, "-m", "iscsid", "reload", "-c", config)
+
+    def grown() -> bool:
+        storage.open("rb").close()
+        return storage.stat().st_size == 9 * MIB
+
+    wait_until(grown, "the new size")
+    with storage.open("r+b", buffering=0) as file:
+        file.seek(9 * MIB - 3)
+        assert file.write(b"end") == 3
+    assert target.path(1).read_bytes()[-3:] == b"end"
+
+
 @pytest.mark.judge("mkfs.ext4")
 def test_a_file_system_in_storage_is_clean(target: TestTarget, mount: StartMount) -> None:
     one = mount(target.port)
