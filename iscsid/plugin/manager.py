@@ -50,6 +50,7 @@ BUILTIN = (
     "iscsid_plugins.fault",
     "iscsid_plugins.log",
     "iscsid_plugins.stats",
+    "iscsid_plugins.record",
     "iscsid_plugins.cow",
     "iscsid_plugins.cache",
     "iscsid_plugins.checksum",

@@ -64,6 +64,7 @@ STACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "fault": ("fault", {"per_million": 0}),
     "log": ("log", {"calls": "flush"}),
     "stats": ("stats", {"path": A_PATH}),
+    "record": ("record", {"path": A_PATH}),
     "cow-file": ("cow", {"path": A_PATH}),
     "checksum": ("checksum", {"path": A_PATH}),
     "cache": ("cache", {}),
@@ -105,6 +106,8 @@ def expected(stack: str, kind: str) -> Capabilities:
         return dataclasses.replace(below, **lost, **tried)
     if stack == "checksum":
         return dataclasses.replace(_OVERLAY, flush=NATIVE, read_nowait=NONE, write_nowait=NONE)
+    if stack == "record":
+        return dataclasses.replace(below, write_nowait=NONE)
     if stack in _WAITS:
         tried = {"read_nowait": NATIVE, "write_nowait": NATIVE} if kind in INLINE else {}
         if stack == "fault":
@@ -114,7 +117,7 @@ def expected(stack: str, kind: str) -> Capabilities:
 
 
 def inline(stack: str, kind: str) -> bool:
-    return kind in INLINE and stack not in _WAITS | {"cow-file", "checksum", "cache", "cache-back", "crypt"}
+    return kind in INLINE and stack not in _WAITS | {"cow-file", "checksum", "cache", "cache-back", "crypt", "record"}
 
 
 TRUTH: Final = EXPECTED | {f"{stack}/{kind}": expected(stack, kind) for stack, kind in itertools.product(STACKS, UNDER)}
