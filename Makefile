@@ -12,7 +12,7 @@ ARGS ?=
 
 # The foreign programs that judge our protocol, the tools that the tests make disks with, and a compiler for the C loop
 # that the bench compares with. Debian packages.
-JUDGES := libiscsi-bin qemu-utils qemu-block-extra nbdkit openssl fio tgt istgt sg3-utils e2fsprogs fuse3 mount util-linux fdisk cryptsetup-bin gcc libc6-dev
+JUDGES := libiscsi-bin qemu-utils qemu-block-extra nbdkit openssl fio tgt istgt sg3-utils e2fsprogs libcairo2 fuse3 mount util-linux fdisk cryptsetup-bin gcc libc6-dev
 
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 APT := $(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o=Dpkg::Use-Pty=0
