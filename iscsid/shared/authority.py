@@ -118,6 +118,7 @@ class _Change:
     medium: MediumChange | None = None
     outcome: Outcome | None = None
     sanitized: bool | None = None  # how a sanitize operation has ended
+    configured: tuple[Access, Medium | None] | None = None  # what another configuration says; None: as it is
 
     @property
     def name(self) -> str:
@@ -129,6 +130,8 @@ class _Change:
             return "change of the access state"
         if self.medium is not None:
             return "load" if self.medium.load else "eject"
+        if self.configured is not None:
+            return "another configuration"
         return "nexus lost" if self.request is None else f"command {self.request.cdb[:2].hex()}"
 
     @property
@@ -224,9 +227,13 @@ class Authority:
             unit = self._units[key]
             if unit.place == place:
                 continue
-            medium = unit.state.medium if unit.place.medium == place.medium else place.medium
-            unit.place, state = place, rules.reconfigured(unit.state, place.access, medium)
-            if state != unit.state and unit.current is None:
+            medium = None if unit.place.medium == place.medium else place.medium
+            unit.place = place
+            if unit.current is not None:  # its outcome is made already, of the state of before
+                unit.waiting.appendleft(_Change(NOBODY, configured=(place.access, medium)))
+                continue
+            state = rules.reconfigured(unit.state, place.access, medium)
+            if state != unit.state:
                 unit.take(state)
                 update = _update(unit, "[]", "[]", "another configuration")
                 out += [Tell(worker, update) for worker in sorted(self._workers) if _serves(unit, worker)]
@@ -451,6 +458,8 @@ class Authority:
             return rules.change_medium(unit.state, change.medium, known)
         if change.sanitized is not None:
             return Outcome(rules.sanitized(unit.state, change.sanitized))
+        if change.configured is not None:
+            return Outcome(rules.reconfigured(unit.state, *change.configured))
         if change.request is None:
             return rules.nexus_lost(unit.state, change.nexus)
         try:

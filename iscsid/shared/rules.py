@@ -124,7 +124,10 @@ class MediumChange(NamedTuple):
 
 
 def change_medium(state: UnitState, change: MediumChange, known: Collection[NexusId]) -> Outcome:
-    """Load or eject; ``known`` are the nexuses that are logged in to the unit now."""
+    """Load or eject; ``known`` are the nexuses that are logged in to the unit now. A sanitize operation that is under
+    way keeps its medium."""
+    if sanitizing(state) and state.sanitize is not None and not change.load:
+        return Outcome(state, error=sanitize.refusal(state.sanitize))
     try:
         after = removable.administer(state.medium, *change)
     except ScsiError as error:
@@ -139,10 +142,11 @@ def capacity_changed(known: Collection[NexusId]) -> tuple[Attention, ...]:
     return tuple(Attention(nexus, Reason.CAPACITY_DATA_HAS_CHANGED) for nexus in known)
 
 
-def reconfigured(state: UnitState, access: Access, medium: Medium) -> UnitState:
-    """The configuration has ``access`` for the targets that have the unit now; what they have already, they keep."""
+def reconfigured(state: UnitState, access: Access, medium: Medium | None) -> UnitState:
+    """The configuration has ``access`` for the targets that have the unit now; what they have already, they keep.
+    ``medium`` None leaves that as it is."""
     kept = {target: state.access.get(target, groups) for target, groups in access.items()}
-    return replace(state, access=kept, medium=medium)
+    return replace(state, access=kept, medium=medium or state.medium)
 
 
 # -- asymmetric access -------------------------------------------------------------------------------------------------
@@ -174,9 +178,12 @@ def _with_access(state: UnitState, outcome: Outcome) -> Outcome:
 
 
 def _sanitize(state: UnitState, request: Request) -> Outcome:
-    """SANITIZE; ``facts`` holds "block_size". Another nexus may have reserved the unit since its worker planned it."""
+    """SANITIZE; ``facts`` holds "block_size". Another nexus may have reserved the unit, or have ejected or stopped its
+    medium, since its worker planned it."""
     if reservation.restriction(state.reservations, request.nexus) is not None:
         raise ScsiError(Status.RESERVATION_CONFLICT)
+    if (hindrance := state.medium.hindrance) is not None:
+        raise ScsiError(hindrance)
     after = sanitize.apply(state.sanitize, request.cdb, request.data, request.facts["block_size"])
     return Outcome(replace(state, sanitize=after))
 

@@ -1141,3 +1141,20 @@ def test_unit_on_one_more_target_keeps_its_state_and_its_access() -> None:
     assert isinstance(told, Tell) and isinstance(told.message, UpdateUnit)
     assert authority.state("S0").access == {DISK: standby, TAPE: (PortGroup(1),)}
     assert authority.settle({"S0": place}, 0.0) == []
+
+
+def test_configuration_that_comes_while_a_change_is_under_way_follows_it() -> None:
+    authority = Authority({"S0": Place(frozenset({DISK}))})
+    authority.worker_ready(0)
+    authority.session_opened(0, 7, A, 0.0)
+    authority.ask(0, AskUnit(1, "S0", *A, RESERVE, ""), 0.0)
+    groups = (PortGroup(1, AccessState.STANDBY),)
+    place = Place(frozenset({DISK, TAPE}), access={TAPE: groups}, medium=Medium(removable=True))
+    assert authority.settle({"S0": place}, 0.0) == []
+    answer, told = authority.applied(0, UnitApplied("S0", 1), 0.0)
+    assert isinstance(answer.message, UnitAnswer) and answer.message.status == GOOD  # type: ignore[union-attr]
+    state = authority.state("S0")
+    assert (state.access, state.medium) == ({TAPE: groups}, Medium(removable=True))
+    assert state.reservations.spc2_holder == A
+    assert json.loads(told.message.state)["medium"]["removable"]  # type: ignore[union-attr]
+    assert authority.applied(0, UnitApplied("S0", 2), 0.0) == []

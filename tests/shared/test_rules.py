@@ -14,6 +14,7 @@ from iscsid.scsi.mode import ModeState
 from iscsid.scsi.ports import AccessState, PortGroup
 from iscsid.scsi.removable import Medium
 from iscsid.scsi.reservation import Reservations, Type
+from iscsid.scsi.sanitize import Sanitize
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId
 from iscsid.shared import rules
@@ -272,3 +273,28 @@ def test_access_is_not_kept_and_no_reset_changes_it() -> None:  # SPC-4 5.15.2.9
     kept = rules.kept(state)
     assert kept is not None and "access" not in kept
     assert rules.reset(state).access == TWO_GROUPS
+
+
+@pytest.mark.parametrize(
+    ("medium", "reason"),
+    [
+        (Medium(removable=True, loaded=False), Reason.MEDIUM_NOT_PRESENT),
+        (Medium(started=False), Reason.INITIALIZING_COMMAND_REQUIRED),
+    ],
+)
+def test_sanitize_of_a_medium_that_went_before_its_turn_is_refused(medium: Medium, reason: Reason) -> None:
+    cdb = bytes((0x48, 0x02)) + bytes(14)
+    request = Request(A, cdb, facts={"block_size": 512})
+    outcome = rules.apply(UnitState(medium=medium), request)
+    assert outcome.error is not None and outcome.error.reason == reason
+    assert outcome.state.sanitize is None
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_medium_that_is_being_sanitized_is_not_ejected(force: bool) -> None:
+    state = UnitState(sanitize=Sanitize(False, False), medium=Medium(removable=True))
+    outcome = rules.change_medium(state, MediumChange(False, force), ())
+    assert outcome.error is not None and outcome.error.reason == Reason.SANITIZE_IN_PROGRESS
+    assert outcome.state == state
+    failed = UnitState(sanitize=Sanitize(True, False), medium=Medium(removable=True))
+    assert rules.change_medium(failed, MediumChange(False, force), ()).error is None
