@@ -98,6 +98,7 @@ LUN: dict[str, Read] = {
     "lun": integer(0, MAX_LUN),
     "backend": text(255),
     "block_size": block_size,
+    "io_timeout": seconds(1, 3600),
     "readonly": boolean,
     "removable": boolean,
     "loaded": boolean,

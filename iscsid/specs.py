@@ -50,6 +50,7 @@ class LunSpec:
     layers: tuple[LayerSpec, ...] = ()
     removable: bool = False
     loaded: bool = True
+    io_timeout: float = 30.0  # seconds that one call of the medium may take
 
 
 ACCESS_STATES = ("active/optimized", "active/non-optimized", "standby", "unavailable", "offline", "transitioning")

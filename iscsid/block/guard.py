@@ -75,6 +75,8 @@ class Guarded:
     meet; this room makes no locks, so the daemon puts a real one there. ``read_now`` and ``write_now`` need no lock: a
     serialised device, which therefore is never ``inline``, always refuses them.
 
+    ``io_timeout`` is how many seconds a call may take before the daemon answers without it; 0.0: any number.
+
     ``exclusive(offset, length, wait=True)`` is a context manager around calls that no other holder of an overlapping
     range may meet, whichever process it is in; it is entered before ``lock``. Without ``wait``, entering raises
     BlockingIOError where another one holds the range. It, too, is the daemon's to give.
@@ -97,6 +99,7 @@ class Guarded:
         "discard_zeroes",
         "exclusive",
         "inline",
+        "io_timeout",
         "lends",
         "lock",
         "minimum_io",
@@ -143,6 +146,7 @@ class Guarded:
         self.discard_zeroes = device.discard_zeroes and self.can.discard is Support.NATIVE
         self.lock = contextlib.nullcontext()
         self.exclusive = _unshared
+        self.io_timeout = 0.0
         self._bounces: list[mmap.mmap] = []
         self._bind(device)
 

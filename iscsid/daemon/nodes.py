@@ -303,6 +303,7 @@ def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: dict[G
         name = f"{target.name},L,0x{lun.lun:016x}"
         lock = locks[guarded] = RangeLock(lock_path(boot.spec.runtime_dir, lun.serial or name))
         guarded.exclusive = lock.exclusive
+        guarded.io_timeout = lun.io_timeout
         figures = None if boot.figures is None else partial(boot.figures.total, lun.serial)
         identity = Identity(lun.serial, name, lun.vendor, lun.product, target=target.name)
         medium = Medium(lun.removable, lun.loaded)

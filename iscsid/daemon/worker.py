@@ -502,6 +502,8 @@ class Worker:
             farewell.close()
         for link in self._links.values():
             link.engine.meter.settle()
+        self._pool.expire(now)
+        self._collect(0)
         self._nodes.tick(now)
         self._thresholds.tick()
         self._reviser.tick(now)

@@ -38,6 +38,7 @@ class Reason(enum.Enum):
     INTERNAL_TARGET_FAILURE = enum.auto()
     SET_TARGET_PORT_GROUPS_COMMAND_FAILED = enum.auto()
     PARAMETER_LIST_LENGTH_ERROR = enum.auto()
+    COMMAND_TIMEOUT_DURING_PROCESSING = enum.auto()
     INVALID_COMMAND_OPERATION_CODE = enum.auto()
     LBA_OUT_OF_RANGE = enum.auto()
     INVALID_FIELD_IN_CDB = enum.auto()
@@ -143,6 +144,7 @@ REASONS: dict[Reason, Sense] = {
     Reason.UNEXPECTED_UNSOLICITED_DATA: _row(SenseKey.ABORTED_COMMAND, 0x0C, 0x0C),
     Reason.DATA_PHASE_ERROR: _row(SenseKey.ABORTED_COMMAND, 0x4B, 0x00),
     Reason.INVALID_MESSAGE_ERROR: _row(SenseKey.ILLEGAL_REQUEST, 0x49, 0x00),  # a task attribute there is not
+    Reason.COMMAND_TIMEOUT_DURING_PROCESSING: _row(SenseKey.ABORTED_COMMAND, 0x2E, 0x02),
     Reason.OVERLAPPED_COMMANDS: _row(SenseKey.ABORTED_COMMAND, 0x4E, 0x00),
     Reason.MISCOMPARE_DURING_VERIFY: _row(SenseKey.MISCOMPARE, 0x1D, 0x00),
     Reason.SANITIZE_IN_PROGRESS: _row(SenseKey.NOT_READY, 0x04, 0x1B),

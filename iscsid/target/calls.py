@@ -12,7 +12,7 @@ from iscsid.block.guard import Guarded
 from iscsid.errors import BlockError
 from iscsid.target.answers import Answers
 from iscsid.target.data_out import DataOutCollector, WriteTask
-from iscsid.target.task import Done, Submit, Task
+from iscsid.target.task import DeviceCall, Done, Submit, Task
 
 Data = bytes | bytearray
 Good = Callable[[Data], None]
@@ -55,8 +55,11 @@ class Calls:
         writes: bool,
         exclusive: tuple[int, int] | None = None,
         lock: contextlib.AbstractContextManager[Any] | None = None,
+        patience: int = 1,
     ) -> None:
-        """Run the last step of a task in the pool, and answer it afterwards; ``lock`` None: that of the device."""
+        """Run the last step of a task in the pool, and answer it afterwards; ``lock`` None: that of the device.
+
+        For ``patience`` see DeviceCall."""
         held = device.lock if lock is None else lock
 
         def locked() -> Data:
@@ -69,7 +72,7 @@ class Calls:
             self.answer(task, result or b"", error, good, writes=writes)
 
         task.running = True
-        self.submit(locked, done)
+        self.submit(DeviceCall(device, locked, writes=writes, patience=patience), done)
 
     def answer(self, task: WriteTask, result: Data, error: Exception | None, good: Good, *, writes: bool) -> None:
         """Answer a task when its data-out has ended, unless it was aborted."""

@@ -14,7 +14,7 @@ from iscsid.errors import BlockError
 from iscsid.session.connection import TargetConnection
 from iscsid.session.transfer import DataInPlan
 from iscsid.target.answers import Answers
-from iscsid.target.task import Submit, Task, TaskSet
+from iscsid.target.task import DeviceCall, Submit, Task, TaskSet
 from iscsid.wire.pdu import ScsiCommand
 
 QUEUE_LIMIT = 1 << 20  # bytes in the outbox from which on reads wait
@@ -173,7 +173,7 @@ class DataInQueue:
 
         self._pieces += 1
         task.running = True
-        self._submit(run, done)
+        self._submit(DeviceCall(device, run, writes=False), done)
 
     def _drop_piece(self, task: ReadTask) -> None:
         task.piece = None

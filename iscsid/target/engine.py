@@ -49,6 +49,7 @@ AnswerText = Callable[["Engine", Sequence[Pair]], Sequence[Pair]]
 
 
 PARAMETER_LIMIT = 64 << 10  # bytes of a parameter list that go to the authority (shared.messages.MAX_PARAMETERS)
+JOB_PATIENCE = 10  # times the io_timeout of its device that a job may take: it is made of many calls
 INLINE_COST = 1 << 18  # bytes of medium that a job may touch in the worker's loop
 _DIRECTION = int(FINAL | READ | WRITE)
 _WHOLE_READ = int(FINAL | READ)  # a read, and no unsolicited data
@@ -534,7 +535,9 @@ class Engine:
                     return
             task.cancel = plan.cancel
             lock = device.lock if plan.locks else NOTHING_HELD
-            self.calls.in_pool(task, device, run, good, writes=plan.writes, exclusive=plan.exclusive, lock=lock)
+            self.calls.in_pool(
+                task, device, run, good, writes=plan.writes, exclusive=plan.exclusive, lock=lock, patience=JOB_PATIENCE
+            )
 
         self._data_out.collect(command, min(plan.parameter_length, allowed), finish)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from iscsid.block.guard import Guarded
 from iscsid.errors import RejectError, ScsiError
 from iscsid.scsi.state import NexusId
 from iscsid.session.connection import TargetConnection
@@ -37,6 +38,25 @@ class Authority(Protocol):
 
     def reset(self, unit: str, nexus: NexusId, function: int, done: Callable[[bool], None]) -> None:
         """Perform a task management function that reaches over sessions; ``unit`` "": on all units of the target."""
+
+
+class DeviceCall:
+    """A ``run`` for the pool that is inside ``device``: the pool bounds how many there are, and how long each may take.
+
+    ``writes``: what it leaves behind when it is given up is unknown. ``patience``: how many times ``io_timeout`` it may
+    take, for jobs that are made of many calls.
+    """
+
+    __slots__ = ("_run", "device", "patience", "writes")
+
+    def __init__(self, device: Guarded, run: Run, *, writes: bool, patience: int = 1) -> None:
+        self.device = device
+        self.writes = writes
+        self.patience = patience
+        self._run = run
+
+    def __call__(self) -> Any:
+        return self._run()
 
 
 IMMEDIATE_LIMIT = 64  # unfinished immediate commands, which no window bounds (RFC 7143 4.2.2.1)

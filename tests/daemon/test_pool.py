@@ -17,7 +17,9 @@ import pytest
 
 from iscsid.block.turn import pause
 from iscsid.daemon.pool import Pool
-from iscsid.errors import BlockError, Fault
+from iscsid.errors import BlockError, Fault, ScsiError
+from iscsid.scsi.sense import Reason
+from iscsid.target.task import DeviceCall
 
 WAIT = 20.0
 
@@ -285,3 +287,149 @@ def test_parked_calls_are_finished_by_a_close() -> None:
         select.select([], [], [], 0.005)
     assert pool.close(WAIT)
     assert ran == [1]
+
+
+# Devices that hang.
+
+
+class Slow:
+    """A device whose calls wait for a gate, with what the pool wants of it."""
+
+    def __init__(self, io_timeout: float = 1.0) -> None:
+        self.io_timeout = io_timeout
+        self.gate = threading.Event()
+        self.inside = 0
+
+    def call(self, *, writes: bool = False, patience: int = 1) -> DeviceCall:
+        def run() -> str:
+            self.inside += 1
+            self.gate.wait(WAIT)
+            return "done"
+
+        return DeviceCall(self, run, writes=writes, patience=patience)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def wide() -> Iterator[Pool]:
+    pool = Pool(4)
+    yield pool
+    assert pool.close(WAIT), "a thread hangs"
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_one_device_has_half_of_the_threads(wide: Pool) -> None:
+    slow, heard, other = Slow(), Heard(), Heard()
+    for _ in range(6):
+        wide.submit(slow.call(), heard)
+    for number in range(20):
+        wide.submit(DeviceCall(object(), partial(int, number), writes=True), other)  # type: ignore[arg-type]
+    until(lambda: wide.collect() or len(other) == 20)
+    assert slow.inside == 2
+    assert not heard
+    slow.gate.set()
+    assert wide.wait(WAIT)
+    assert heard == [("done", None)] * 6
+
+
+def test_call_that_hangs_is_answered_and_its_result_dropped(wide: Pool) -> None:
+    slow, heard = Slow(), Heard()
+    wide.submit(slow.call(), heard)
+    until(lambda: slow.inside)
+    wide.expire(time.monotonic())
+    assert not heard
+    wide.expire(time.monotonic() + 1.5)
+    ((result, error),) = heard
+    assert result is None
+    assert isinstance(error, ScsiError)
+    assert error.reason is Reason.COMMAND_TIMEOUT_DURING_PROCESSING
+    assert (wide.outstanding, wide.hung) == (0, 1)
+    slow.gate.set()
+    until(lambda: wide.collect() or not wide.hung)
+    assert len(heard) == 1
+
+
+def test_device_with_a_write_that_hangs_is_busy_until_it_comes_back(wide: Pool) -> None:
+    slow, heard, late = Slow(), Heard(), Heard()
+    for _ in range(3):
+        wide.submit(slow.call(writes=True), heard)
+    until(lambda: slow.inside == 2)
+    wide.expire(time.monotonic() + 1.5)
+    assert len(heard) == 3
+    assert isinstance(heard[1][1], BlockError)  # the third waited, and went nowhere
+    assert {error.fault for _, error in heard if isinstance(error, BlockError)} == {Fault.BUSY}
+    wide.submit(slow.call(), late)
+    until(lambda: wide.collect() or late)
+    assert isinstance(late[0][1], BlockError)
+    assert late[0][1].fault is Fault.BUSY
+    slow.gate.set()
+    until(lambda: wide.collect() or not wide.hung)
+    assert slow.inside == 2
+    wide.submit(slow.call(), late)
+    assert wide.wait(WAIT)
+    assert late[1] == ("done", None)
+
+
+def test_threads_that_hang_are_replaced(wide: Pool) -> None:
+    gates = [Slow(), Slow(), Slow()]
+    heard, other = Heard(), Heard()
+    for slow in gates:
+        for _ in range(2):
+            wide.submit(slow.call(), heard)
+        until(lambda slow=slow: slow.inside == 2)
+        wide.expire(time.monotonic() + 1.5)
+    assert (len(heard), wide.hung, wide.threads) == (6, 6, 6)
+    wide.submit(partial(int, 1), other)
+    assert wide.wait(WAIT)
+    assert other == [(1, None)]
+    for slow in gates:
+        slow.gate.set()
+    until(lambda: wide.collect() or not wide.hung)
+
+
+def test_read_that_waits_for_a_device_that_hangs_is_busy_in_time(wide: Pool) -> None:
+    slow, heard = Slow(), Heard()
+    for _ in range(3):
+        wide.submit(slow.call(), heard)
+    until(lambda: slow.inside == 2)
+    wide.expire(time.monotonic() + 1.5)
+    faults = [error.fault for _, error in heard if isinstance(error, BlockError)]
+    assert (len(heard), faults) == (3, [Fault.BUSY])
+    slow.gate.set()
+    until(lambda: wide.collect() or not wide.hung)
+
+
+def test_jobs_have_more_patience_and_no_limit_is_none(wide: Pool) -> None:
+    slow, free, heard = Slow(), Slow(io_timeout=0.0), Heard()
+    wide.submit(slow.call(patience=10), heard)
+    wide.submit(free.call(), heard)
+    until(lambda: slow.inside and free.inside)
+    wide.expire(time.monotonic() + 9.0)
+    assert not heard
+    wide.expire(time.monotonic() + 11.0)
+    assert len(heard) == 1
+    slow.gate.set()
+    free.gate.set()
+    until(lambda: wide.collect() or (len(heard) == 2 and not wide.hung))
+
+
+def test_call_that_pauses_takes_no_place_and_does_not_expire(wide: Pool) -> None:
+    device, heard = Slow(), Heard()
+    waits = object()
+
+    def run() -> int:
+        pause(waits, lambda: 0.2, time.sleep)
+        return 1
+
+    for _ in range(12):
+        wide.submit(DeviceCall(device, run, writes=False), heard)  # type: ignore[arg-type]
+    wide.expire(time.monotonic() + 0.1)
+    begun = time.monotonic()
+    assert wide.wait(WAIT)
+    assert heard == [(1, None)] * 12
+    assert time.monotonic() - begun < 1.0  # and not 12 / 2 times 0.2
