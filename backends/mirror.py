@@ -71,7 +71,7 @@ class Handle:
 
 
 class Leg:
-    """One of the devices. ``handle`` is None while it is down."""
+    """One of the devices. ``handle`` is None while it is down; ``failures`` counts what its copy may lack since."""
 
     def __init__(self, number: int, member: Member) -> None:
         self.number = number
@@ -79,6 +79,7 @@ class Leg:
         self.member = member
         self.name = name_of(member)
         self.handle: Handle | None = None
+        self.failures = 0
 
     def open(self, size: int = 0) -> Device:
         """Open it. Raises whatever a device may, and BlockError for one that is smaller than ``size``."""
@@ -261,6 +262,7 @@ class MirrorDevice(Device):
         with self._range(offset, length, regions):
             done, failures = self._on_all(call)
             if not any(self._current(leg, regions) for leg in done):
+                self._spoilt(done)  # they have what no leg that counts has
                 raise failures[0][2] if failures else BlockError(Fault.WRITE_ERROR, "no leg of the mirror is up")
             missing = [leg for leg in self.legs if leg not in done and self._current(leg, regions)]
             if missing:
@@ -286,15 +288,25 @@ class MirrorDevice(Device):
                 except Exception as error:
                     if isinstance(error, BlockError) and error.fault is Fault.UNSUPPORTED:
                         raise  # the guard does it by other means, on all legs
+                    self._spoilt([leg])
                     failures.append((leg, handle, error))
         return done, failures
 
+    def _spoilt(self, legs: Iterable[Leg]) -> None:
+        """A region of these that is being rebuilt may lack something that was copied: it is not finished."""
+        with self._lock:
+            for leg in legs:
+                leg.failures += 1
+
     @contextlib.contextmanager
     def _range(self, offset: int, length: int, regions: range) -> Iterator[None]:
-        """A write of a range: the intent is noted, and nothing copies the range meanwhile."""
+        """A write of a range: the intent is noted, and nothing copies or writes the range meanwhile.
+
+        Two writes at a time could reach one leg in one order, and the next leg in the other.
+        """
         end = offset + length
         with self._lock:
-            while self._copying is not None and offset < self._copying[1] and self._copying[0] < end:
+            while any(offset < theirs and begin < end for begin, theirs in self._busy()):
                 self._lock.wait()
             if self._state.intend(regions):
                 self._state.sync()
@@ -308,8 +320,12 @@ class MirrorDevice(Device):
             with self._lock:
                 del self._writing[number]
                 self._written.update(dict.fromkeys(regions, now))
-                if self._copying is not None:
-                    self._lock.notify_all()
+                self._lock.notify_all()
+
+    def _busy(self) -> list[tuple[int, int]]:
+        """The ranges that are written or copied."""
+        copying = [self._copying] if self._copying is not None else []
+        return [*self._writing.values(), *copying]
 
     def flush(self) -> None:
         """Every leg that is up; one that cannot is down from then on, and misses all that was not flushed."""
@@ -410,15 +426,16 @@ class MirrorDevice(Device):
         """Copy one; False when that is not possible now."""
         begin = region * self._state.region
         end = min(begin + self._state.region, self.size)
+        failures = leg.failures
         for offset in range(begin, end, COPY):
             length = min(COPY, end - offset)
-            source = next((other for other in self.legs if other.handle and self._current(other, [region])), None)
-            if self._stop.is_set() or source is None:
-                return False
-            with self._alone(offset, length):
+            with self._alone(offset, length):  # who may be trusted is asked when no write can change it
+                source = next((other for other in self.legs if other.handle and self._current(other, [region])), None)
+                if self._stop.is_set() or source is None:
+                    return False
                 if not self._copy(source, leg, data[:length], there[:length], offset):
                     return False
-        return self._finish_region(leg, region)
+        return self._finish_region(leg, region, failures)
 
     def _copy(self, source: Leg, leg: Leg, data: memoryview, there: memoryview, offset: int) -> bool:
         with self._using(source) as origin, self._using(leg) as goal:
@@ -438,8 +455,9 @@ class MirrorDevice(Device):
                 return False
         return True
 
-    def _finish_region(self, leg: Leg, region: int) -> bool:
-        """The copy is on the leg's medium before the leg is trusted with it."""
+    def _finish_region(self, leg: Leg, region: int, failures: int) -> bool:
+        """The copy is on the leg's medium before the leg is trusted with it; not if it has failed since the copy began,
+        as ``failures`` tells: a leg that is needed elsewhere stays up without the write, or the flush, that failed."""
         with self._using(leg) as handle:
             if handle is None:
                 return False
@@ -450,7 +468,7 @@ class MirrorDevice(Device):
                 self._failed(leg, handle, "flush", error)
                 return False
             with self._lock:
-                if leg.handle is not handle:
+                if leg.handle is not handle or leg.failures != failures:
                     return False
                 self._state.trust(leg.number, region)
                 self._state.sync()

@@ -450,3 +450,50 @@ def test_state_file_of_the_mirror_is_the_one_that_is_told(rig: Rig) -> None:
     state = MirrorState(rig.state, SIZE, ["disk /0", "disk /1"])
     assert state.intended() == []
     state.close()
+
+
+def test_write_that_a_leg_refuses_during_its_rebuild_is_copied_to_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both legs miss something, so neither is left out; the piece was copied before the write that failed."""
+    monkeypatch.setattr(mirror, "COPY", 4096)
+    device = rig.open()
+    until(lambda: current(device))
+    device._stop.set()  # the thread: the test is it
+    device._thread.join()  # type: ignore[union-attr]
+    device._stop.clear()
+    with device._lock:
+        device._state.distrust(1, [0])
+        device._state.distrust(0, device._state.regions(FAR, 1))
+    finish = device._finish_region
+
+    def refuse(*args: Any) -> bool:
+        rig.disks[1].broken = {"write"}
+        put(device, BLOCK, 0)
+        rig.disks[1].broken.clear()
+        return finish(*args)
+
+    monkeypatch.setattr(device, "_finish_region", refuse)
+    device._rebuild(device.legs[1])
+    monkeypatch.undo()
+    rig.disks[0].broken = {"read"}
+    with pytest.raises(OSError, match="fails|no leg"):
+        get(device, 4096, 0)  # and not what was there before
+    rig.disks[0].broken.clear()
+    device._rebuild(device.legs[1])
+    assert rig.disks[1].data[:4096] == BLOCK
+
+
+def test_overlapping_writes_leave_the_same_on_every_leg(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    rig.disks[1].hold = hold = threading.Event()
+    first = threading.Thread(target=put, args=(device, BLOCK, 0))
+    first.start()
+    assert rig.disks[1].entered.wait(WAIT)
+    rig.disks[1].hold = None
+    second = threading.Thread(target=put, args=(device, BLOCK[::-1], 0))
+    second.start()
+    second.join(0.1)
+    hold.set()
+    first.join(WAIT)
+    second.join(WAIT)
+    assert bytes(rig.disks[0].data[:4096]) == bytes(rig.disks[1].data[:4096]) == BLOCK[::-1]
