@@ -180,6 +180,8 @@ class Cache(Filter):
         if not self._mutex.acquire(blocking=wait):
             return False
         try:
+            if self._writing:
+                return False  # of a range that is changed below; to clean is to wait for the end of that
             parts = list(self._blocks(offset, len(data)))
             more = sum(1 for block, _, _ in parts if block not in self._slots.dirty)
             if len(self._slots.dirty) + more > self._limit or not self._slots.room(more):
@@ -233,14 +235,33 @@ class Cache(Filter):
 
     @contextmanager
     def _cleaned_range(self, offset: int, length: int) -> Iterator[None]:
-        """As ``_forgotten``, where blocks may be dirty: their parts outside of the range are below first."""
+        """As ``_forgotten``, where blocks may be dirty: their parts outside of the range are below first.
+
+        No write is kept meanwhile: one beside the range, in the same block, would be forgotten with it, or would bring
+        up what is being changed. Dirty blocks within the range stay if it fails, for what they hold was answered.
+        """
         with self._cleaning:
-            first, last = offset // self._unit, (offset + length - 1) // self._unit
             with self._mutex:
-                dirty = [block for block in (first, last) if block in self._slots.dirty]
-            self._write_below(sorted(set(dirty)))
-            with self._forgotten(offset, length):
-                yield
+                self._version += 1
+                self._writing += 1
+                blocks = self._slots.within(offset // self._unit, (offset + length - 1) // self._unit)
+                ends = {offset // self._unit, (offset + length - 1) // self._unit}
+                dirty = sorted(block for block in ends if block in self._slots.dirty)
+            try:
+                self._write_below(dirty)
+                try:
+                    yield
+                except BaseException:
+                    blocks = [block for block in blocks if block not in self._slots.dirty]
+                    raise
+                finally:
+                    with self._mutex:
+                        for block in blocks:
+                            self._slots.drop(block)
+            finally:
+                with self._mutex:
+                    self._version += 1
+                    self._writing -= 1
 
     # Dirty blocks.
 

@@ -219,3 +219,49 @@ def test_bounds_that_do_not_fit_are_refused(all_plugins: Plugins) -> None:
     assert all_plugins.validate_layer("cache", {"dirty": 65536}) == ['dirty: is for mode = "back"']
     too_much = {"mode": "back", "size": "1 MiB", "dirty": "1 MiB"}
     assert all_plugins.validate_layer("cache", too_much) == ["dirty: 1048576 is more than half of size, 1048576"]
+
+
+def test_discard_that_fails_loses_no_write_that_was_kept(below: Recorder, wrap: Wrap) -> None:
+    guard = Guarded(wrap(below, "cache", **BACK))
+    write(guard, b"x" * 12288)
+
+    def fail(name: str, *_: Any) -> None:
+        if name == "write_zeroes":
+            raise OSError(5, "no")
+
+    below.fail = fail
+    with pytest.raises(Exception, match="no"):
+        guard.write_zeroes(0, 12288)
+    below.fail = lambda *_: None
+    guard.flush()
+    assert bytes(below.memory[:12288]) == b"x" * 12288
+    guard.close()
+
+
+@pytest.mark.parametrize("when", ["write", "write_zeroes"])
+def test_write_beside_a_range_that_is_being_zeroed_is_kept(below: Recorder, wrap: Wrap, when: str) -> None:
+    """One block has both: the write must not be forgotten with it, and must not bring back what was zeroed."""
+    below.memory[:] = b"o" * SIZE
+    guard, entered, leave = Guarded(wrap(below, "cache", **BACK)), threading.Event(), threading.Event()
+    if when == "write":
+        write(guard, b"d" * 512, 1024)  # the block is dirty, and goes below first
+
+    def hold(name: str, *_: Any) -> None:
+        if name == when and not entered.is_set():
+            entered.set()
+            assert leave.wait(20)
+
+    below.fail = hold
+    zero = threading.Thread(target=guard.write_zeroes, args=(0, 512))
+    zero.start()
+    assert entered.wait(20)
+    writer = threading.Thread(target=write, args=(guard, b"n" * 512, 2048))
+    writer.start()
+    writer.join(0.1)
+    leave.set()
+    zero.join(20)
+    writer.join(20)
+    guard.flush()
+    assert read(guard, 0, 512) == bytes(below.memory[:512]) == bytes(512)
+    assert read(guard, 2048, 512) == bytes(below.memory[2048:2560]) == b"n" * 512
+    guard.close()
