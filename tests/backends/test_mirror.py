@@ -475,7 +475,7 @@ def test_write_that_a_leg_refuses_during_its_rebuild_is_copied_to_it(rig: Rig, m
     device._rebuild(device.legs[1])
     monkeypatch.undo()
     rig.disks[0].broken = {"read"}
-    with pytest.raises(OSError, match="fails|no leg"):
+    with pytest.raises(OSError, match=r"fails|no leg"):
         get(device, 4096, 0)  # and not what was there before
     rig.disks[0].broken.clear()
     device._rebuild(device.legs[1])
