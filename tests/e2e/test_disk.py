@@ -18,6 +18,10 @@ from iscsid.errors import ReservationConflict
 from iscsid.initiator import open_disk
 from iscsid.testing import TestTarget
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+
+import peers
+
 MIB = 1 << 20
 SIZE = 96 * MIB
 OTHER = "iqn.2026-11.org.example:other"
@@ -100,6 +104,32 @@ def test_copies_compare_equal_by_qemu_and_stay_sparse(
     run_judge("cmp", image, tmp_path / "back.raw")
     for path in (target.path(0), target.path(1), tmp_path / "back.raw"):
         assert place_on_medium(path) < place_on_medium(image) + MIB
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param("tgt", marks=pytest.mark.judge("tgtd")),
+        pytest.param("istgt", marks=pytest.mark.judge("istgt")),
+    ],
+)
+def test_disks_of_other_servers_are_copied_and_measured(server: str, image: Path, tmp_path: Path) -> None:
+    folder, medium = tmp_path / "server", tmp_path / "medium"
+    folder.mkdir()
+    with medium.open("wb") as file:
+        file.truncate(SIZE)
+    with peers.SERVERS[server](folder, medium) as peer:
+        url = peer.url
+        run("info", url)
+        run("copy", image, url, "--verify")
+        run("copy", url, tmp_path / "back.raw", "--verify")
+        run_judge("cmp", image, tmp_path / "back.raw")
+        assert json.loads(run("bench", url, "--seconds", "0.5", "--json"))["total"]["commands"] > 10
+        if server != "tgt":  # which takes every login for a new initiator: nobody could release
+            run("reserve", url, "--key", "0x12")
+            assert "0x12" in run("keys", url)
+            run("release", url, "--key", "0x12")
+    assert place_on_medium(tmp_path / "back.raw") < place_on_medium(image) + MIB
 
 
 def test_copy_over_old_content_leaves_none_of_it(iscsid_targets: Callable[..., TestTarget], image: Path) -> None:
