@@ -34,6 +34,7 @@ SECTORS: Final = (512, 1024, 2048, 4096)
 #: Sizes of a header, and so places of the second one (LUKS2 specification, section 2.1).
 HEADER_SIZES: Final = tuple(16384 << shift for shift in range(9))
 MAX_KEYSLOTS: Final = 32
+MAX_DIGESTS: Final = 8
 MAX_ITERATIONS: Final = 1 << 27
 MAX_MEMORY: Final = 4 << 20  # KiB
 MAX_TIME: Final = 64
@@ -202,6 +203,8 @@ def _unlock2(device: Device, header: Mapping[str, Any], passphrase: bytes) -> Vo
     size = None if segment["size"] == "dynamic" else _number(segment["size"])
     offset, tweak = _number(segment["offset"]), _number(segment["iv_tweak"])
     slots = header["keyslots"]
+    # Each digest may have every slot tried: slow on purpose, and a header is not to be trusted.
+    _require(len(header["digests"]) <= MAX_DIGESTS, "it has too many digests")
     for digest in header["digests"].values():
         if digest["type"] != "pbkdf2" or name not in digest["segments"]:
             continue

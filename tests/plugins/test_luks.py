@@ -156,6 +156,7 @@ def _rewritten(made: bytes, change: Callable[[Any], Any]) -> Disk:
         (lambda c: c["keyslots"]["0"]["area"].update(offset=str(1 << 40)), "not on the device"),
         (lambda c: c["digests"]["0"].update(iterations=1 << 40), "too much work"),
         (lambda c: c["digests"]["0"].update(salt="A"), "not understood"),
+        (lambda c: c.update(digests={str(n): c["digests"]["0"] for n in range(20)}), "too many digests"),
         (lambda c: c.pop("segments"), "not understood"),
         (lambda c: c.update(keyslots=[]), "not understood"),
     ],
