@@ -116,12 +116,13 @@ class Guest:
         host: the address that he comes from.
     """
 
-    __slots__ = ("_authenticator", "_gate", "host")
+    __slots__ = ("_asked", "_authenticator", "_gate", "host")
 
     def __init__(self, gate: Gate, peer: str) -> None:
         self.host = peer.rpartition(":")[0].strip("[]")
         self._gate = gate
         self._authenticator: ChapTarget | None = None
+        self._asked: tuple[str, str] | None = None  # target and initiator of the login that was let in
 
     @property
     def user(self) -> str:
@@ -138,6 +139,15 @@ class Guest:
             return False
         return bool(self.user) or not self._gate.asks(target)
 
+    def may_go_on(self) -> bool:
+        """Whether a login that is not over may go on: by this gate he would have to pass no more than he was asked."""
+        if self._asked is None:
+            return True
+        target, initiator = self._asked
+        if target and not self._gate.admits(target, initiator, self.host):
+            return False
+        return self._authenticator is not None or not self._gate.asks(target)
+
     def challenge(self, target: str, initiator: str) -> ChapTarget | None:
         """Return what he has to pass to log in to ``target``, "" for discovery; None: nothing.
 
@@ -147,6 +157,7 @@ class Guest:
             reason = f"{initiator[:223]!r} from {self.host} may not use {target}"
             raise LoginError(LoginStatus.AUTHORIZATION_FAILURE, reason)
         self._authenticator = self._gate.authenticator(target)
+        self._asked = target, initiator
         return self._authenticator
 
     def sees(self, target: str, initiator: str) -> bool:

@@ -205,8 +205,9 @@ class Reviser:
         engine, now = link.engine, time.monotonic()
         node = engine.node
         if link.established is None:
-            if done.removed:
-                link.close("the configuration has changed")  # it may be on its way to what has gone
+            if done.removed or not guest.may_go_on():
+                # It may be on its way to what has gone, or where it would not be let in any more.
+                link.close("the configuration has changed")
         elif node in done.removed:
             engine.connection.request_logout(int(LOGOUT_SECONDS))
             self._wait(closing, link, now + LOGOUT_SECONDS)

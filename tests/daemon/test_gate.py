@@ -140,3 +140,29 @@ def test_guest_who_has_proved_who_he_is_stays() -> None:
     prove(guest, "iqn.a")
     guest.move(gate_of(TargetSpec("iqn.a", auth=auth(JOE))))
     assert guest.may_stay("iqn.a", "iqn.host")
+
+
+@pytest.mark.parametrize(
+    ("spec", "goes_on"),
+    [
+        (TargetSpec("iqn.a"), True),
+        (TargetSpec("iqn.a", initiators=("iqn.other",)), False),
+        (TargetSpec("iqn.a", auth=auth(JOE)), False),
+        (TargetSpec("iqn.b"), False),
+    ],
+)
+def test_login_under_way_goes_on_only_where_another_gate_asks_no_more(spec: TargetSpec, goes_on: bool) -> None:
+    guest = guest_of(gate_of(TargetSpec("iqn.a")))
+    guest.challenge("iqn.a", "iqn.host")
+    stranger = guest_of(gate_of(TargetSpec("iqn.a")))
+    for one in (guest, stranger):
+        one.move(gate_of(spec))
+    assert guest.may_go_on() is goes_on
+    assert stranger.may_go_on()  # nothing was asked of him yet
+
+
+def test_login_that_has_to_prove_something_goes_on_behind_another_gate() -> None:
+    guest = guest_of(gate_of(TargetSpec("iqn.a", auth=auth(JOE))))
+    guest.challenge("iqn.a", "iqn.host")
+    guest.move(gate_of(TargetSpec("iqn.a", auth=auth(JOE))))
+    assert guest.may_go_on()

@@ -163,3 +163,19 @@ def test_commit_of_what_was_undone_does_nothing() -> None:
         worker.channel.send(Undo(1))
         worker.channel.send(Commit(1))
         assert sense(host) is None
+
+
+def test_login_under_way_to_a_target_that_lets_it_in_no_more_is_closed() -> None:
+    with running(lun_of(MemoryDevice())) as worker:
+        early = worker.connect(1)
+        login = early.login.start()
+        login.transit = False  # let in, and not in full feature phase yet
+        early.send(login)
+        assert early.receive().status == 0
+        guests = ("iqn.2026-11.org.example:other",)
+        spec = ServerSpec(targets=(TargetSpec(TARGET, (LunSpec(0, "planted"),), initiators=guests),))
+        fd, _ = write(Revision(1, spec, {}, {}, frozenset({ZERO}), {}))
+        worker.channel.send(Revise(1), fd)
+        worker.wait_for(Revised, done=False)
+        worker.channel.send(Commit(1))
+        assert early.at_end()
