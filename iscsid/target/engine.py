@@ -291,6 +291,7 @@ class Engine:
         seats = self.node.seats(parameters.initiator_name, parameters.isid, parameters.target_portal_group_tag)
         nexuses = {replaced.get(unit, unit): nexus for unit, nexus in before.values()}
         self._seats = {form: (unit, nexuses.get(unit, nexus)) for form, (unit, nexus) in seats.items()}
+        self._order.renew(replaced)
         self._nobody = Nexus(luns=self.node.luns)
         for unit, nexus in dict(self._seats.values()).items():
             nexus.luns = self.node.luns

@@ -11,7 +11,7 @@ as if it had just come. Only then its unit attention, its reservation and its ra
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from iscsid.errors import ScsiError
 from iscsid.scsi.const import Status
@@ -118,6 +118,12 @@ class TaskOrder:
             if task in line.waiting:
                 line.waiting.remove(task)
         self._forget(task)
+
+    def renew(self, replaced: Mapping[LogicalUnit, LogicalUnit]) -> None:
+        """Those of ``replaced`` stand for the units before: what waits and what runs there keeps its place in line."""
+        for old, new in replaced.items():
+            if (line := self.lines.pop(old, None)) is not None:
+                self.lines[new] = line
 
     def close(self) -> None:
         """The session is over."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from target_rig import CHECK_CONDITION, GOOD, Inline, Memory, Session, pattern, raw_lun, rw_cdb
 
+from iscsid.block.guard import Guarded
 from iscsid.scsi.const import Status
+from iscsid.scsi.lu import LogicalUnit
 from iscsid.scsi.sense import Reason
 from iscsid.target import order
 from iscsid.target.task import IMMEDIATE_LIMIT
@@ -312,4 +314,22 @@ def test_data_out_for_a_command_in_the_pool_is_still_dropped() -> None:
     read(session, 1, ORDERED)
     session.send(ScsiDataOut(flags=FINAL, initiator_task_tag=1, data=bytes(512)), numbered=False)
     assert session.outcome(1).status == GOOD
+    session.assert_idle()
+
+
+def test_line_of_a_unit_that_is_replaced_goes_on_with_its_successor() -> None:
+    session = Session(Memory())
+    read(session, 0, SIMPLE)
+    read(session, 1, ORDERED, lba=1)
+    (old,) = session.node.numbered.values()
+    new = LogicalUnit(Guarded(session.device), old.identity)
+    session.node.renew({0: new})
+    settled: list[bool] = []
+    session.engine.renew({old: new}, lambda: settled.append(True), luns=False)
+    read(session, 2, SIMPLE, lba=2)
+    session.engine.sent()
+    assert len(session.pool.calls) == 1  # the first one still runs
+    assert begun(session) == [0] and settled == [True]
+    assert begun(session) == [1]
+    assert begun(session) == [2]
     session.assert_idle()
