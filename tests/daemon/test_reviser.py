@@ -178,4 +178,5 @@ def test_login_under_way_to_a_target_that_lets_it_in_no_more_is_closed() -> None
         worker.channel.send(Revise(1), fd)
         worker.wait_for(Revised, done=False)
         worker.channel.send(Commit(1))
+        early.sock.settimeout(8)  # before the time for a login is up
         assert early.at_end()
