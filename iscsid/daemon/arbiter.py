@@ -20,7 +20,8 @@ from iscsid.errors import LocalProtocolError, ScsiError
 from iscsid.scsi.ports import PortGroup
 from iscsid.scsi.removable import Medium
 from iscsid.scsi.state import NexusId
-from iscsid.shared.authority import ADMINISTRATOR, Action, Authority, End, Keep, Kill, Place, Tell
+from iscsid.shared.actions import Action, End, Keep, Kill, Tell
+from iscsid.shared.authority import ADMINISTRATOR, Authority, Place
 from iscsid.shared.messages import (
     AskReset,
     AskUnit,

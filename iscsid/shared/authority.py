@@ -19,7 +19,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
 from iscsid.errors import LocalProtocolError, ScsiError
 from iscsid.scsi.const import Status
@@ -28,8 +28,9 @@ from iscsid.scsi.removable import FIXED, Medium
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import NexusId, Outcome
 from iscsid.shared import rules
+from iscsid.shared.actions import Action, End, Keep, Kill, Tell
 from iscsid.shared.barrier import Barrier
-from iscsid.shared.messages import AskReset, AskUnit, SanitizeOver, UnitAnswer, UnitApplied, UpdateUnit, Withdraw
+from iscsid.shared.messages import AskReset, AskUnit, SanitizeOver, UnitApplied, UpdateUnit, Withdraw
 from iscsid.shared.parts import json_text, parts, unit_answer
 from iscsid.shared.rules import AccessChange, MediumChange, Request, Reset, UnitState
 
@@ -40,40 +41,6 @@ NOBODY: Final = NexusId("", 0, "", 0)
 STALL: Final = 5.0  # seconds between two calls of expire() after which nobody could have been heard
 
 log = logging.getLogger(__name__)
-
-
-# -- what the supervisor is to do --------------------------------------------------------------------------------------
-
-
-class Tell(NamedTuple):
-    """Send ``message`` to this worker, or to the ADMINISTRATOR."""
-
-    worker: int
-    message: UpdateUnit | UnitAnswer
-
-
-class Kill(NamedTuple):
-    """This worker holds everybody up."""
-
-    worker: int
-    reason: str
-
-
-class Keep(NamedTuple):
-    """Put ``kept`` on disk in place of what is kept of the unit (None: remove it), then call ``Authority.kept``."""
-
-    unit: str
-    kept: Mapping[str, Any] | None
-
-
-class End(NamedTuple):
-    """End this session."""
-
-    tsih: int
-    reason: str
-
-
-Action: TypeAlias = Tell | Kill | Keep | End
 
 
 # -- what is known -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from iscsid.scsi.sanitize import Sanitize
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId, Outcome
 from iscsid.shared import rules
-from iscsid.shared.authority import ADMINISTRATOR, MAX_WAITING, Action, Authority, End, Keep, Kill, Place, Tell
+from iscsid.shared.actions import Action, End, Keep, Kill, Tell
+from iscsid.shared.authority import ADMINISTRATOR, MAX_WAITING, Authority, Place
 from iscsid.shared.barrier import DEADLINE
 from iscsid.shared.messages import (
     MAX_MESSAGE,
