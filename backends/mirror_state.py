@@ -57,6 +57,7 @@ class MirrorState:
         finally:
             os.close(fd)
         self._intended = {region for region in range(self.count) if self._map[HEADER + region] & INTENT}
+        self._synced = set(self._intended)  # those of them that are on the medium
         self._adopt(fresh, names)
         self._write_header(size)
         self.sync()
@@ -109,12 +110,12 @@ class MirrorState:
         return (region for region in range(self.count) if self._map[HEADER + region] & bit)
 
     def intend(self, regions: range) -> bool:
-        """Note that writes are under way; True when something changed, and has to be synced before they go on."""
-        new = [region for region in regions if region not in self._intended]
-        for region in new:
-            self._map[HEADER + region] |= INTENT
-        self._intended.update(new)
-        return bool(new)
+        """Note that writes are under way; True when that is not on the medium yet, and has to be before they go on."""
+        for region in regions:
+            if region not in self._intended:
+                self._map[HEADER + region] |= INTENT
+                self._intended.add(region)
+        return not self._synced.issuperset(regions)
 
     def intended(self) -> list[int]:
         """The regions with writes under way."""
@@ -125,6 +126,7 @@ class MirrorState:
         for region in regions:
             self._map[HEADER + region] &= ~INTENT & 0xFF
             self._intended.discard(region)
+            self._synced.discard(region)
 
     def distrust(self, leg: int, regions: Iterable[int]) -> None:
         """The leg's copy of these regions is not to be trusted any more."""
@@ -138,6 +140,7 @@ class MirrorState:
     def sync(self) -> None:
         """Put everything noted on the medium. Raises OSError."""
         self._map.flush()
+        self._synced = set(self._intended)
 
     def close(self) -> None:
         """Raises OSError."""

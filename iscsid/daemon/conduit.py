@@ -92,7 +92,8 @@ class Conduit:
         if cdb[0] == Opcode.SANITIZE and cdb[1] & SERVICE_ACTION in METHODS:
             self._asks[number] = partial(self._may_sanitize, number, unit, cdb, data, done)
         facts = FACTS.get(cdb[0])
-        told = json.dumps(facts(self._units[unit][0])) if facts else ""
+        here = self._units.get(unit)  # none: a reload has taken it away, and the authority refuses it
+        told = json.dumps(facts(here[0])) if facts and here else ""
         self._send(AskUnit(number, unit, *nexus, cdb.hex(), data.hex(), told))
         return partial(self._withdraw, number)
 
