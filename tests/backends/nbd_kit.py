@@ -261,7 +261,8 @@ class Process:
         assert self.process is not None
         assert self.process.poll() is None, f"{self.argv} ended with {self.process.returncode}"
         if not self._by_port:
-            return os.path.exists(self.socket)
+            with open("/proc/net/unix") as table:  # a socket is there from its bind on; only then it listens
+                return any(line.split()[3] == "00010000" and line.rstrip().endswith(self.socket) for line in table)
         with open("/proc/net/tcp") as table:  # a connection would be a client
             return any(f":{self.port:04X} " in line and " 0A " in line for line in table)
 
