@@ -99,8 +99,8 @@ def test_only_three_commands_pass_a_unit_attention() -> None:
     [
         (
             Reservation.ALLOWED,
-            "INQUIRY LOG_SENSE READ_CAPACITY_10 READ_CAPACITY_16 REPORT_LUNS REPORT_REFERRALS REPORT_TARGET_PORT_GROUPS "
-            "REQUEST_SENSE",
+            "INQUIRY LOG_SENSE READ_CAPACITY_10 READ_CAPACITY_16 REPORT_LUNS REPORT_REFERRALS "
+            "REPORT_TARGET_PORT_GROUPS REQUEST_SENSE",
         ),
         (
             Reservation.STATE,

@@ -171,9 +171,7 @@ def test_what_is_stopped_or_ejected_is_flushed_before_the_authority_is_asked(
     assert ("flush",) in unit.memory.calls
 
 
-@pytest.mark.parametrize(
-    ("byte_4", "facts"), [(START, {}), (LOAD, {}), (0x04, {}), (EJECT, {"lacks": ("flush",)})]
-)
+@pytest.mark.parametrize(("byte_4", "facts"), [(START, {}), (LOAD, {}), (0x04, {}), (EJECT, {"lacks": ("flush",)})])
 def test_nothing_is_flushed_where_nothing_has_to_be(make: Callable[..., Any], byte_4: int, facts: Any) -> None:
     assert isinstance(make(**facts).plan(start_stop(byte_4).hex()), Ask)
 
