@@ -47,6 +47,8 @@ MAX_FILE_SIZE = 16 << 20  # a configuration of thousands of targets is a few hun
 MAX_PORTAL_GROUP_TAG = 65535  # 16 bits; 0 is left out, for a target port group has the number of its portal group
 MAX_LUN = 0x3FFF  # what flat space addressing can name (SAM-5 4.7.7.3)
 
+NOBODY = "cannot be empty: without the key everybody may come, and a target for nobody is left out"
+
 PluginLoader = Callable[..., Plugins]
 
 _INDEX = re.compile(r"\[\d+\]")
@@ -80,8 +82,8 @@ PORTAL_GROUP: dict[str, Read] = {
 TARGET: dict[str, Read] = {
     "name": iscsi_name,
     "alias": text(255),  # a text value (RFC 7143 section 6.1)
-    "initiators": array(initiator_pattern),
-    "networks": array(network),
+    "initiators": array(initiator_pattern, empty=NOBODY),
+    "networks": array(network, empty=NOBODY),
     "auth": lambda value: value,  # read by auth
     "portal_group": lambda value: value,  # read by _access
     "parameters": lambda value: value,  # read by _parameters

@@ -130,11 +130,16 @@ def choice(*choices: str) -> Read:
     return read
 
 
-def array(read_item: Read) -> Read:
-    """An array whose items are all read by ``read_item``; none may stand there twice."""
+def array(read_item: Read, *, empty: str = "") -> Read:
+    """An array whose items are all read by ``read_item``; none may stand there twice.
+
+    ``empty``: why it may not be empty, where it may not.
+    """
 
     def read(value: Any) -> tuple[Any, ...]:
         _expect(value, list, "an array")
+        if empty and not value:
+            raise ValueError(empty)
         items: list[Any] = []
         for index, item in enumerate(value):
             try:

@@ -587,3 +587,11 @@ def test_bad_line_about_who_may_come_is_told_with_its_reason(old: str, new: str,
     found = problems(GUARDED.replace(old, new))
     assert any(text.startswith(problem) for text in found), found
     assert not any("twelve-letters-x" in text or "secret of discovery" in text for text in found)
+
+
+@pytest.mark.parametrize("key", ["initiators", "networks"])
+def test_guest_list_that_is_empty_is_refused_for_it_may_mean_nobody_or_all(key: str) -> None:
+    text = TARGET + f"{key} = []\n" + LUN
+    assert problems(text) == [
+        f"target[0].{key}: cannot be empty: without the key everybody may come, and a target for nobody is left out"
+    ]

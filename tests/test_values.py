@@ -84,6 +84,7 @@ def test_value_of_the_right_kind_is_read(read: values.Read, value: Any, expected
         (values.runtime_folder, "/" + "x" * 100, "has at most 94 bytes"),
         (values.choice("info", "debug"), "inof", "info"),
         (values.array(values.boolean), "x", "must be"),
+        (values.array(values.boolean, empty="names nobody"), [], "names nobody"),
         (values.block_size, 1000, "1,000"),
         (values.iscsi_name, "disk", "iqn."),
         (values.network, "192.0.2.1/33", "192.0.2.1/33"),
