@@ -230,14 +230,14 @@ def scsi_ports(target: str) -> list[Row]:
 # -- SBC-3 6.6: vital product data of block devices -------------------------------------------------------------------
 
 
-def block_limits(granularity: int, atomic: int) -> list[Row]:
+def block_limits(granularity: int, atomic: int, transfer_granularity: int) -> list[Row]:
     clause = "SBC-3 6.6.4"
     return [
         *vpd_header(0xB0, 0x3C),
         (4, "7-1", "reserved", clause, 0),
         (4, "0", "WSNZ", clause, 1),
         (5, "*1", "MAXIMUM COMPARE AND WRITE LENGTH", clause, 255),
-        (6, "*2", "OPTIMAL TRANSFER LENGTH GRANULARITY", clause, 0),
+        (6, "*2", "OPTIMAL TRANSFER LENGTH GRANULARITY", clause, transfer_granularity),
         (8, "*4", "MAXIMUM TRANSFER LENGTH: 32 MiB", clause, 65536),
         (12, "*4", "OPTIMAL TRANSFER LENGTH", clause, 0),
         (16, "*4", "MAXIMUM PREFETCH LENGTH", clause, 0),

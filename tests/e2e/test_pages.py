@@ -74,7 +74,7 @@ def test_inquiry_bytes(host: Host) -> None:
         0x86: pages.extended_inquiry(host.volatile),
         0x87: pages.mode_page_policy(),
         0x88: pages.scsi_ports(TARGET),
-        0xB0: pages.block_limits(8, 0 if host.volatile else 65535),
+        0xB0: pages.block_limits(8, 0 if host.volatile else 65535, {"ram": 0, "file": 8}[host.kind]),
         0xB1: pages.characteristics(1),
         0xB2: pages.provisioning(),
         0xB3: pages.referrals(),
@@ -107,7 +107,7 @@ def test_capacity_and_port_bytes(host: Host) -> None:
     pages.check(host.ask("25 00 00000000 0000 00 00", 8), pages.capacity_10(BLOCKS))
     pages.check(
         host.ask("9e 10 0000000000000000 00000020 00 00", 32),
-        pages.capacity_16(BLOCKS, {"ram": 0, "file": 3}[host.kind]),
+        pages.capacity_16(BLOCKS, 0),
     )
     pages.check(host.ask("a3 0a 00000000 000000fc 00 00"), pages.port_groups(pages.ALUA_STATES))
     pages.check(host.ask("a0 00 00 000000 000000fc 00 00"), pages.luns([0, 1]))

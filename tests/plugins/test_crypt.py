@@ -67,8 +67,10 @@ def test_image_of_qemu_is_read_and_what_we_write_is_read_by_qemu(
     raw.write_bytes(data)
     secret = ["--object", f"secret,id=s,file={key}"]
     qemu = judge("qemu-img")
-    options = "key-secret=s,iter-time=10"
-    subprocess.run([qemu, "create", "-q", *secret, "-f", "luks", "-o", options, str(image), str(SIZE)], check=True)
+    options = "key-secret=s,iter-time=100"
+    create = [qemu, "create", "-q", *secret, "-f", "luks", "-o", options, str(image), str(SIZE)]
+    # QEMU measures how fast it is, and gives up ("Unable to get accurate CPU usage") when others run meanwhile.
+    assert any(subprocess.run(create, check=False).returncode == 0 for _ in range(10))
     target = f"driver=luks,key-secret=s,file.filename={image}"
     convert = [qemu, "convert", "-n", *secret]
     subprocess.run([*convert, "-f", "raw", "--target-image-opts", str(raw), target], check=True)
