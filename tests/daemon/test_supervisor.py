@@ -90,11 +90,20 @@ def test_second_signal_stops_at_once(start: Start, kit: SimpleNamespace) -> None
     assert server.stop() == FAILED
 
 
-def test_sighup_is_ignored_aloud(start: Start) -> None:
+def test_sighup_without_a_configuration_file_is_answered_in_the_log(start: Start) -> None:
     server = start()
     os.kill(server.pid, signal.SIGHUP)
+    server.until(lambda _: "reload: this server has no configuration file to read again" in server.log)
     assert server.stop() == OK
-    assert "SIGHUP: ignored" in server.log
+
+
+def test_sighup_while_the_server_stops_is_ignored_aloud(start: Start, kit: SimpleNamespace) -> None:
+    server = start(kit.deaf_run, stop_timeout=1000.0)
+    os.kill(server.pid, signal.SIGINT)
+    server.until(lambda status: status["phase"] == "stopping")
+    os.kill(server.pid, signal.SIGHUP)
+    server.until(lambda _: "SIGHUP: ignored: the server is stopping" in server.log)
+    assert server.stop() == FAILED
 
 
 def test_second_server_in_the_same_directory_is_refused_with_the_pid(start: Start) -> None:
