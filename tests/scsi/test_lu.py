@@ -275,7 +275,7 @@ def test_attention_comes_before_the_conflict(unit) -> None:
     assert unit.refusal("28 00 00000000 00 0001 00").reason is Reason.MODE_PARAMETERS_CHANGED
 
 
-WRITING = {command for command in COMMANDS if command.writes}
+WRITING = [command for command in COMMANDS if command.writes]
 
 
 @pytest.mark.parametrize("command", WRITING, ids=lambda command: command.name)
