@@ -4,11 +4,14 @@
 #   make serve                   a RAM disk on 127.0.0.1:3260, and the lines to use it with
 #   make serve CONFIG=my.toml    what the file says
 #   make test ARGS="-k wire"     ARGS go to pytest
+#   make test JOBS=0             one test after another; JOBS processes share the test files
 
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?=
 ARGS ?=
+# The tests wait for others as much as they compute: a third more processes than cores keep the cores busy.
+JOBS ?= $(shell n=$$(nproc); echo $$((n + (n + 1) / 2)))
 
 # The foreign programs that judge our protocol, the tools that the tests make disks with, and a compiler for the C loop
 # that the bench compares with. Debian packages.
@@ -23,7 +26,7 @@ serve: $(VENV)/.installed
 	exec $(VENV)/bin/python -m iscsid serve $(if $(CONFIG),-c "$(CONFIG)")
 
 test: $(VENV)/.installed-dev judges
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # Debian takes ensurepip out of python3 and puts it into python3-venv.
 $(VENV)/bin/pip:

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -91,13 +92,12 @@ def good(tmp_path: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has a runtime folder of its own, and no systemd that listens."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    return folder
+def user_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Every test has a runtime folder of its own, its name as short as that of a socket has to be, and no systemd."""
+    with tempfile.TemporaryDirectory(prefix="iscsid-") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+        yield Path(folder)
 
 
 @pytest.fixture
