@@ -27,6 +27,7 @@ from iscsid.plugin import (
     Support,
     Threading,
     hookimpl,
+    stay,
 )
 
 OPTIONS = (Option("members", "members", required=True, doc="the back ends, in order"),)
@@ -61,12 +62,14 @@ class ConcatDevice(Device):
     def write(self, data: memoryview, offset: int) -> None:
         for member, start, piece in self._pieces(data, offset):
             self._members[member].write(piece, start)
+            stay()  # what one member has need not be done again because the next one pauses
 
     def write_fua(self, data: memoryview, offset: int) -> None:
         for member, start, piece in self._pieces(data, offset):
             # A member that has nothing to flush has it on the medium when the write returns.
             device = self._members[member]
             (device.write_fua if self._able[member].fua is Support.NATIVE else device.write)(piece, start)
+            stay()
 
     def read_nowait(self, buffer: memoryview, offset: int) -> None:
         for member, start, piece in self._pieces(buffer, offset):
@@ -91,10 +94,12 @@ class ConcatDevice(Device):
     def discard(self, offset: int, length: int) -> None:
         for member, start, size in self._parts(offset, length):
             self._members[member].discard(start, size)
+            stay()
 
     def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
         for member, start, size in self._parts(offset, length):
             self._members[member].write_zeroes(start, size, may_unmap)
+            stay()
 
     def block_status(self, offset: int, length: int) -> Iterable[Extent]:
         for member, start, size in self._parts(offset, length):

@@ -35,6 +35,7 @@ from iscsid.plugin import (
     Support,
     Threading,
     hookimpl,
+    stay,
 )
 
 from .mirror_state import MAX_LEGS, MirrorState
@@ -275,6 +276,7 @@ class MirrorDevice(Device):
 
     def _on_all(self, call: Call) -> tuple[list[Leg], list[Failure]]:
         """Call every leg that is up. Raises only what says that the call itself is not to be had."""
+        stay()  # a call that is left between two legs may never come to the second one
         done: list[Leg] = []
         failures: list[Failure] = []
         for leg in self.legs:

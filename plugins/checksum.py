@@ -34,6 +34,7 @@ from iscsid.plugin import (
     Threading,
     Verb,
     hookimpl,
+    stay,
 )
 
 from .sums import MAX_MARKED, REGION, UNKNOWN, Sums, sum_of
@@ -103,6 +104,7 @@ class Checksum(Filter):
             else:
                 new.append(sum_of(data[at - offset : end - offset]))
         self._mark(start, stop - start)
+        stay()  # a write that is left half-way is neither what the sums say nor unknown
         try:
             self.below.write(data, offset)
         except Exception:  # nobody knows what lies there now

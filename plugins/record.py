@@ -33,7 +33,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from iscsid.plugin import BlockError, Device, Fault, Filter, LayerInfo, Mode, Option, Sharing, Support, hookimpl
+from iscsid.plugin import BlockError, Device, Fault, Filter, LayerInfo, Mode, Option, Sharing, Support, hookimpl, stay
 
 OPTIONS = (Option("path", "path", required=True, doc="the file of the record, made if it is missing"),)
 MAGIC: Final = b"iscsid record 1\0"
@@ -161,6 +161,7 @@ class Recording(Filter):
     def _done(
         self, call: Callable[[], None], kind: int, flags: int, offset: int, data: memoryview, length: int
     ) -> None:
+        stay()  # a call that is left half-way is in no record
         begun = self._record.length
         try:
             call()

@@ -1,11 +1,12 @@
 """The one door to a device: checks what goes in, and does itself what the device cannot.
 
-Everything above ``block`` holds a :class:`Guarded`, never a Device. Three rules hold here and need hold nowhere else:
+Everything above ``block`` holds a :class:`Guarded`, never a Device. Four rules hold here and need hold nowhere else:
 
 * No device sees a range that is not inside it and made of whole blocks, a write when it is read-only, a call that it
   did not declare, or a buffer that it cannot address. So back ends stay naive.
 * ``can`` tells the truth. NATIVE and EMULATE both mean "it is done when the call returns"; NONE means that the call is
   refused with UNSUPPORTED (or READ_ONLY). What can be advertised is read from ``can`` and from nothing else.
+* A call that has changed something stays in its thread (``block.turn``): the next step of its command may depend on it.
 * A device raises BlockError or OSError. Whatever else comes out of it is a bug of its own and leaves here as
   BlockError(INTERNAL) with the original as its cause.
 
@@ -24,6 +25,7 @@ from typing import Any, NoReturn, Protocol
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Space, Support, Threading
 from iscsid.block.fault import fault_of
 from iscsid.block.ranges import checked, chunks, merged, whole_blocks
+from iscsid.block.turn import stay
 from iscsid.errors import BlockError, Fault
 
 MIN_BLOCK_SIZE = 512
@@ -206,9 +208,11 @@ class Guarded:
                 self._write_fua(data, offset)
             else:
                 self._write(data, offset)
+                stay()
                 self._flush()
         except Exception as error:
             _rethrow(error, writing=True)
+        stay()
 
     def flush(self) -> None:
         """Put every completed write on the medium. Nothing to do where nothing is ``volatile``."""
@@ -226,6 +230,7 @@ class Guarded:
                 self._open().discard(offset, length)
             except Exception as error:
                 _rethrow(error, writing=True)
+            stay()
 
     def write_zeroes(self, offset: int, length: int, may_unmap: bool = False, fua: bool = False) -> None:
         """Make the range read as zeros; deallocate only where ``may_unmap``."""
@@ -236,6 +241,8 @@ class Guarded:
                 write = self._open().write  # not through the bounce buffers: the zeros are page-aligned
                 for at, size in chunks(offset, length, CHUNK):
                     write(_ZEROES[:size], at)
+                    stay()
+            stay()
             if fua:
                 self._flush()
         except Exception as error:
@@ -350,6 +357,7 @@ class Guarded:
                 for at, size in chunks(0, len(data), CHUNK):
                     bounce[:size] = data[at : at + size]
                     write(bounce[:size], offset + at)
+                    stay()
             return None
 
         return bounced

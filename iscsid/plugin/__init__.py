@@ -5,7 +5,7 @@ from __future__ import annotations
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Sharing, Space, Support, Threading
 from iscsid.block.fault import fault_of
 from iscsid.block.filter import Filter
-from iscsid.block.turn import pause
+from iscsid.block.turn import pause, stay
 from iscsid.errors import BlockError, Fault
 from iscsid.plugin.auth import CHAP_ALGORITHMS, AuthInfo, CredentialSource
 from iscsid.plugin.descriptors import Descriptor
@@ -39,4 +39,5 @@ __all__ = [
     "fault_of",
     "hookimpl",
     "pause",
+    "stay",
 ]

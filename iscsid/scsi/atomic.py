@@ -11,6 +11,7 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING
 
+from iscsid.block.turn import stay
 from iscsid.errors import ScsiError
 from iscsid.scsi.plan import DONE, Job, Plan
 from iscsid.scsi.rw import FUA, cdb_16, check_data_out, check_end, check_range, miscompare, pieces
@@ -45,6 +46,7 @@ def _run_compare_and_write(lu: LogicalUnit, offset: int, length: int, fua: bool,
     lu.device.read_into(memoryview(found), offset)
     if found != data[:length]:
         raise miscompare(0, found, data[:length])
+    stay()  # begun again after half of the write it would find what it has written itself
     lu.device.write(data[length:], offset, fua)
     return b""
 

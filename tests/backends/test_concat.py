@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from iscsid_backends.concat import ConcatDevice, iscsid_open
+from turns import leaves
 
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Space, Support, Threading
+from iscsid.block.turn import pause
 from iscsid.errors import BlockError, Fault
 from iscsid.plugin.members import Member
 
@@ -213,3 +215,36 @@ def test_member_that_does_not_open_closes_those_that_did() -> None:
     with pytest.raises(BlockError):
         iscsid_open({"members": (Member("a", opener=lambda: first), Member("b", opener=fail))}, "worker")
     assert first.closed
+
+
+class Pausing(Memory):
+    """Every change pauses, as it does with the layer ``delay`` over the member."""
+
+    def write(self, data: memoryview, offset: int) -> None:
+        pause(self, lambda: 1.0, lambda _seconds: None)
+        super().write(data, offset)
+
+    def discard(self, offset: int, length: int) -> None:
+        pause(self, lambda: 1.0, lambda _seconds: None)
+        self.calls.append("discard")
+
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
+        pause(self, lambda: 1.0, lambda _seconds: None)
+        self.calls.append("zeroes")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("write", lambda device: device.write(memoryview(bytes(2048)), 3072)),
+        ("discard", lambda device: device.discard(3072, 2048)),
+        ("zeroes", lambda device: device.write_zeroes(3072, 2048, True)),
+    ],
+)
+def test_change_of_two_members_is_left_before_the_first_and_done_once(
+    name: str, change: Callable[[Device], None]
+) -> None:
+    members = [Pausing(4096), Pausing(4096)]
+    device = ConcatDevice(members)
+    assert leaves(lambda: change(device)) == 1
+    assert [member.calls for member in members] == [[name], [name]]

@@ -13,8 +13,10 @@ import pytest
 from iscsid_backends import mirror
 from iscsid_backends.mirror import MirrorDevice
 from iscsid_backends.mirror_state import MirrorState
+from turns import leaves
 
 from iscsid.block.device import Device, Support, Threading
+from iscsid.block.turn import pause
 from iscsid.errors import BlockError, Fault
 from iscsid.plugin.members import Member
 
@@ -497,3 +499,26 @@ def test_overlapping_writes_leave_the_same_on_every_leg(rig: Rig) -> None:
     first.join(WAIT)
     second.join(WAIT)
     assert bytes(rig.disks[0].data[:4096]) == bytes(rig.disks[1].data[:4096]) == BLOCK[::-1]
+
+
+class Slow(Handle):
+    """As with the layer ``delay`` over the leg."""
+
+    def write(self, data: memoryview, offset: int) -> None:
+        pause(self, lambda: 1.0, lambda _seconds: None)
+        super().write(data, offset)
+
+    def flush(self) -> None:
+        pause(self, lambda: 1.0, lambda _seconds: None)
+        super().flush()
+
+
+@pytest.mark.parametrize("most", [1, 10])
+def test_write_that_pauses_between_two_legs_is_on_both_even_if_it_is_never_begun_again(rig: Rig, most: int) -> None:
+    members = [rig.member(0), Member("disk", {"path": "/1"}, opener=lambda: Slow(rig.disks[1]))]
+    device = MirrorDevice(members, rig.state, readonly=False, retry=0.0)
+    rig.mirrors.append(device)
+    until(lambda: current(device))
+    assert leaves(lambda: put(device, BLOCK, 0), most) == 0
+    assert rig.disks[0].data[:4096] == rig.disks[1].data[:4096] == BLOCK
+    assert leaves(device.flush, most) == 0

@@ -8,13 +8,15 @@ import dataclasses
 import errno
 import mmap
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
+from turns import leaves
 
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Space, Support, Threading
 from iscsid.block.guard import CHUNK, SPARE_BUFFERS, Guarded, is_aligned
+from iscsid.block.turn import pause
 from iscsid.errors import BlockError, Fault
 
 SIZE = 4 << 20
@@ -673,3 +675,69 @@ def test_range_is_exclusive_to_everybody_where_nobody_else_can_be(wait: bool) ->
     guard = Guarded(Plain())
     with guard.exclusive(0, 512, wait), guard.exclusive(0, 512, wait):
         pass
+
+
+class Pausing(Device):
+    """The calls named in ``where`` pause, each as a layer of its own would."""
+
+    size = 1 << 22
+    block_size = 4096
+    alignment = 4096
+    threading = Threading.PARALLEL
+
+    def __init__(self, *where: str) -> None:
+        self.where = where
+        self.calls: list[str] = []
+
+    def _call(self, name: str) -> None:
+        if name in self.where:
+            pause(name, lambda: 1.0, lambda _seconds: None)
+        self.calls.append(name)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        self._call("read")
+
+    def write(self, data: memoryview, offset: int) -> None:
+        self._call("write")
+
+    def flush(self) -> None:
+        self._call("flush")
+
+    def discard(self, offset: int, length: int) -> None:
+        self._call("discard")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda guard: guard.write(memoryview(bytes(4096)), 0),
+        lambda guard: guard.write_zeroes(0, 4096),
+        lambda guard: guard.discard(0, 4096),
+    ],
+    ids=["write", "zeroes", "discard"],
+)
+def test_call_that_has_changed_the_medium_is_not_left_by_its_next_step(change: Callable[[Guarded], None]) -> None:
+    device = Pausing("read")
+    guard = Guarded(device)
+
+    def steps() -> None:
+        change(guard)
+        guard.read_into(memoryview(bytearray(4096)), 0)
+
+    assert leaves(steps) == 0
+    assert len(device.calls) == 2
+
+
+def test_forced_write_is_not_left_before_its_flush() -> None:
+    device = Pausing("flush")
+    guard = Guarded(device)
+    assert leaves(lambda: guard.write(memoryview(bytes(4096)), 0, fua=True)) == 0
+    assert leaves(lambda: guard.write_zeroes(0, 4096, fua=True)) == 0
+    assert device.calls == ["write", "flush"] * 2
+
+
+def test_write_that_is_bounced_in_pieces_is_left_before_the_first_only() -> None:
+    device = Pausing("write")
+    guard = Guarded(device)
+    assert leaves(lambda: guard.write(memoryview(bytes(3 << 20)), 0)) == 1
+    assert device.calls == ["write"] * 3

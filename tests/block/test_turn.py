@@ -8,7 +8,7 @@ import pytest
 
 from iscsid.block.device import Device
 from iscsid.block.guard import Guarded
-from iscsid.block.turn import Later, Turn, current, pause
+from iscsid.block.turn import Later, Turn, current, pause, stay
 
 
 @pytest.fixture
@@ -79,3 +79,18 @@ def test_guard_lets_a_device_leave(turn: Turn) -> None:
     turn.begin(frozenset(turn.over))
     guard.read_into(memoryview(buffer), 0)
     assert buffer == b"x" * 512
+
+
+def test_call_that_stays_sleeps_where_it_would_be_left(turn: Turn) -> None:
+    slept: list[float] = []
+    turn.begin()
+    stay()
+    pause("layer", lambda: 2.0, slept.append)
+    assert slept == [2.0]
+    turn.begin()
+    with pytest.raises(Later):
+        pause("layer", lambda: 2.0, slept.append)
+
+
+def test_staying_without_a_turn_is_nothing() -> None:
+    stay()

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from iscsid_plugins import sums
 from layer_kit import SIZE, Disk, Recorder, Volatile, read, write
+from turns import leaves
 
 from iscsid.block.guard import Guarded
+from iscsid.block.turn import pause
 from iscsid.errors import BlockError, Fault
 from iscsid.plugin.manager import Plugins
 
@@ -157,3 +159,19 @@ def test_crash_at_any_moment_raises_no_alarm_and_loses_nothing_flushed(
     found = Guarded(wrap(after, "checksum", path=path + ".after"))
     assert fault_of(read, found, 0, 4096) is Fault.READ_ERROR
     found.close()
+
+
+def test_write_that_pauses_half_way_is_no_corruption_to_anybody(below: Recorder, wrap: Wrap, path: str) -> None:
+    guard = Guarded(wrap(below, "checksum", path=path))
+    write(guard, b"x" * 8192)
+    plain = below.write
+
+    def torn(data: memoryview, offset: int) -> None:
+        plain(data[:512], offset)  # as a layer does it that tries again what has failed
+        pause("retry", lambda: 1.0, lambda _seconds: None)
+        plain(data, offset)
+
+    below.write = torn  # type: ignore[method-assign]
+    assert leaves(lambda: write(guard, b"y" * 4096, 2048)) == 0
+    assert read(guard, 0, 8192) == b"x" * 2048 + b"y" * 4096 + b"x" * 2048
+    guard.close()

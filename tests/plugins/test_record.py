@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from iscsid_plugins.record import DISCARD, DURABLE, FAILED, FLUSH, READS_ZEROES, WRITE, ZEROES, Entry, entries
 from layer_kit import Recorder, read, write
+from turns import leaves
 
 from iscsid.block.device import Sharing, Support
 from iscsid.block.guard import Guarded
+from iscsid.block.turn import pause
 from iscsid.errors import BlockError, Fault, PluginError
 from iscsid.plugin.manager import Plugins
 
@@ -168,3 +170,13 @@ def test_damaged_entry_is_told_with_its_place(below: Recorder, wrap: Wrap, path:
 
 def test_one_worker_has_it(all_plugins: Plugins) -> None:
     assert all_plugins.layers["record"].sharing is Sharing.EXCLUSIVE_OWNER
+
+
+def test_write_that_pauses_half_way_is_recorded_although_it_is_never_begun_again(
+    below: Recorder, wrap: Wrap, path: str
+) -> None:
+    guard = Guarded(wrap(below, "record", path=path))
+    below.fail = lambda _name, _offset, _length: pause("layer", lambda: 1.0, lambda _seconds: None)
+    assert leaves(lambda: write(guard, b"a" * 512), most=1) == 0
+    assert calls(path) == [(WRITE, 0, 0, 512)]
+    guard.close()

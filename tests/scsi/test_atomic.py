@@ -6,8 +6,10 @@ import struct
 from collections.abc import Callable
 
 import pytest
+from turns import leaves
 
 from iscsid.block.device import Mode, Threading
+from iscsid.block.turn import pause
 from iscsid.errors import ScsiError
 from iscsid.scsi.plan import DONE, Job
 from iscsid.scsi.sense import Reason, build_sense
@@ -253,3 +255,16 @@ def test_write_atomic_is_no_command_where_a_loss_of_power_may_tear_it(make_unit:
 def test_block_limits_tell_how_much_is_written_atomically(make_unit: Callable, block_size: int, blocks: int) -> None:
     unit = make_unit(64, block_size, lacks=["flush"], threading=Threading.PARALLEL)
     assert unit.run("12 01 b0 00ff 00")[44:64] == struct.pack(">I16x", blocks)
+
+
+def test_compare_and_write_that_pauses_after_a_part_of_its_write_does_not_compare_again(unit) -> None:
+    medium = unit.memory.medium
+
+    def torn(data: memoryview, offset: int) -> None:
+        medium[offset : offset + 256] = data[:256]  # as a layer does it that tries again what has failed
+        pause("retry", lambda: 1.0, lambda _seconds: None)
+        medium[offset : offset + len(data)] = data
+
+    unit.lu.device._write = torn
+    assert leaves(lambda: unit.run(compare_and_write(0, 1), bytes(512) + NEW)) == 0
+    assert medium[:512] == NEW
