@@ -1,4 +1,4 @@
-"""VPD page 8Fh, third-party copy (SPC-4 7.8.16, SBC-3 6.6.6): what the copy manager can do, and how much at once.
+"""VPD page 8Fh, third-party copy (SPC-4 7.8.17, SBC-3 6.6.6): what the copy manager can do, and how much at once.
 
 A function of the limits that the parsers hold to, and of the rows of the opcode table.
 """
@@ -45,7 +45,7 @@ _GENERAL_COPIES = struct.Struct(">IIIBB18x")
 
 
 def third_party_copy(lu: LogicalUnit, nexus: Nexus) -> bytes:
-    """Page 8Fh (SPC-4 7.8.16): its descriptors, in the order of their types."""
+    """Page 8Fh (SPC-4 7.8.17): its descriptors, in the order of their types."""
     rod_types = _ROD_TYPE.pack(ACCESS_UPON_REFERENCE, _TOKEN_OUT | _TOKEN_IN, 0) + _ROD_TYPE.pack(
         BLOCK_ZERO, _TOKEN_IN, 0
     )
@@ -89,6 +89,6 @@ def _counted(data: bytes) -> bytes:
 
 
 def _descriptor(kind: int, data: bytes) -> bytes:
-    """A third-party copy descriptor: its length is a multiple of four (SPC-4 7.8.16.2)."""
+    """A third-party copy descriptor: its length is a multiple of four (SPC-4 7.8.17.2)."""
     data += bytes(-len(data) % 4)
     return struct.pack(">HH", kind, len(data)) + data

@@ -151,20 +151,20 @@ def device_identification(serial: str, target: str, lun: int) -> list[Row]:
         designator(1, 0x5, 0x1, 0x00000001, 4),  # target port group, 7.8.6.8
         designator(2, 0x8, 0x3, names[2], len(names[2])),
     ]
-    return _listed(lambda length: vpd_header(0x83, length), parts)
+    return listed(lambda length: vpd_header(0x83, length), parts)
 
 
-def _listed(header: Callable[[int], list[Row]], parts: list[list[Row]]) -> list[Row]:
+def listed(header: Callable[[int], list[Row]], parts: list[list[Row]]) -> list[Row]:
     """A header that tells the length of all parts, and then these, one behind the other."""
     rows: list[Row] = []
-    start = at = _end(header(0))
+    start = at = end(header(0))
     for part in parts:
         rows += shifted(at, part)
-        at += _end(part)
+        at += end(part)
     return [*header(at - start), *rows]
 
 
-def _end(rows: Iterable[Row]) -> int:
+def end(rows: Iterable[Row]) -> int:
     return max((at + _field(bits)[0] for at, bits, *_ in rows), default=0)
 
 
@@ -224,7 +224,7 @@ def scsi_ports(target: str) -> list[Row]:
         (10, "*2", "TARGET PORT DESCRIPTORS LENGTH", clause, 4 + len(name)),
         *shifted(12, designator(1, 0x8, 0x3, name, len(name))),
     ]
-    return _listed(lambda length: vpd_header(0x88, length), [port])
+    return listed(lambda length: vpd_header(0x88, length), [port])
 
 
 # -- SBC-3 6.6: vital product data of block devices -------------------------------------------------------------------
@@ -433,8 +433,8 @@ def mode_pages(wce: int) -> list[list[Row]]:
 def mode_sense(pages: list[list[Row]], blocks: int, *, long: bool) -> list[Row]:
     parts = [block_descriptor(blocks), *pages]
     size = 8 if long else 4
-    whole = size + sum(map(_end, parts)) - (2 if long else 1)
-    return _listed(lambda _: mode_header(whole, long=long, descriptor=8), parts)
+    whole = size + sum(map(end, parts)) - (2 if long else 1)
+    return listed(lambda _: mode_header(whole, long=long, descriptor=8), parts)
 
 
 # -- SPC-4 7.3, SBC-3 6.4: log pages -----------------------------------------------------------------------------------
@@ -483,7 +483,7 @@ def error_counters(code: int, moved: int) -> list[Row]:
         [*log_parameter(0x0005, 8, 0b00), (4, "*8", "total bytes processed", clause, moved)],
         [*log_parameter(0x0006, 8, 0b00), (4, "*8", "total uncorrected errors", clause, 0)],
     ]
-    return _listed(lambda length: log_header(code, length), parts)
+    return listed(lambda length: log_header(code, length), parts)
 
 
 def resource_counts(used: int) -> list[Row]:
@@ -504,7 +504,7 @@ def resource_counts(used: int) -> list[Row]:
             (9, "*3", "reserved", clause, 0),
         ],
     ]
-    return _listed(lambda length: log_header(0x0C, length), parts)
+    return listed(lambda length: log_header(0x0C, length), parts)
 
 
 def statistics(reads: int, writes: int, received: int, transmitted: int) -> list[Row]:
@@ -521,7 +521,7 @@ def statistics(reads: int, writes: int, received: int, transmitted: int) -> list
         (4, "*4", "EXPONENT", clause, 0),
         (8, "*4", "INTEGER: time is not measured", clause, 0),
     ]
-    return _listed(lambda length: log_header(0x19, length), [part, idle, interval])
+    return listed(lambda length: log_header(0x19, length), [part, idle, interval])
 
 
 # -- capacity, ports, units --------------------------------------------------------------------------------------------
@@ -574,10 +574,10 @@ def port_groups(settable: int) -> list[Row]:
 
 
 def luns(numbers: Iterable[int]) -> list[Row]:
-    listed = list(numbers)
+    units = list(numbers)
     head: list[Row] = [
-        (0, "*4", "LUN LIST LENGTH", "SPC-4 6.33", 8 * len(listed)),
+        (0, "*4", "LUN LIST LENGTH", "SPC-4 6.33", 8 * len(units)),
         (4, "*4", "reserved", "SPC-4 6.33", 0),
     ]
-    rows: list[Row] = [(8 + 8 * at, "*8", f"LUN {lun}", "SAM-5 4.7", lun << 48) for at, lun in enumerate(listed)]
+    rows: list[Row] = [(8 + 8 * at, "*8", f"LUN {lun}", "SAM-5 4.7", lun << 48) for at, lun in enumerate(units)]
     return head + rows

@@ -12,6 +12,7 @@ from typing import Any
 
 import e2e_pages as pages
 import pytest
+from e2e_copy_pages import third_party_copy
 from e2e_initiator import Initiator
 from e2e_server import TARGET, Server
 
@@ -42,7 +43,7 @@ class Host:
         raise AssertionError("no end of unit attentions")
 
     def vpd(self, page: int) -> bytes:
-        return self.ask(f"12 01 {page:02x} 00fc 00")
+        return self.ask(f"12 01 {page:02x} 0400 00", 0x400)
 
     def log(self, page: int, subpage: int = 0) -> bytes:
         return self.ask(f"4d 00 {0x40 | page:02x} {subpage:02x} 00 0000 00fc 00")
@@ -74,11 +75,13 @@ def test_inquiry_bytes(host: Host) -> None:
         0x86: pages.extended_inquiry(host.volatile),
         0x87: pages.mode_page_policy(),
         0x88: pages.scsi_ports(TARGET),
+        0x8F: third_party_copy(),
         0xB0: pages.block_limits(8, 0 if host.volatile else 65535, {"ram": 0, "file": 8}[host.kind]),
         0xB1: pages.characteristics(1),
         0xB2: pages.provisioning(),
         0xB3: pages.referrals(),
     }
+    assert bytes(tables) == VPD, "every page that is listed has its table"
     for page, table in tables.items():
         pages.check(host.vpd(page), table)
 

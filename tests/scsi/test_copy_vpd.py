@@ -1,4 +1,4 @@
-"""VPD page 8Fh byte by byte: SPC-4 7.8.16, SBC-3 6.6.6."""
+"""VPD page 8Fh byte by byte: SPC-4 7.8.17, SBC-3 6.6.6."""
 
 from __future__ import annotations
 
