@@ -500,3 +500,96 @@ def test_layer_that_fails_in_its_release_stops_no_other(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="lost"):
         plugins.release_layers(layers)
     assert layer_calls(plugins)[-2:] == [("release", 40), ("release", 20)]
+
+
+# Authentication sources.
+
+SOURCE = """
+    from iscsid.plugin import AuthInfo, CredentialSource, Option, hookimpl
+
+    class Key(CredentialSource):
+        def __init__(self, key):
+            self.key = key
+
+        def secret(self, user):
+            return self.key.encode()
+
+    @hookimpl
+    def iscsid_auth_info():
+        options = Option("key", "str", required=True), Option("times", "int", default=1)
+        return AuthInfo("keys", "one key for all", options)
+
+    @hookimpl
+    def iscsid_authenticate(options):
+        if options["key"] == "none":
+            return None
+        if options["key"] == "raise":
+            raise OSError(2, "no such vault")
+        return Key(options["key"] * options["times"])
+"""
+
+
+def test_authentication_source_is_listed_with_its_plugin(tmp_path: Path) -> None:
+    plugins = load_one(tmp_path, SOURCE)
+    assert plugins.auth_sources["keys"].doc == "one key for all"
+    assert not plugins.backends and not plugins.layers
+    ((kind, info, plugin, file),) = plugins.catalogue()
+    assert (kind, info.name, plugin, file) == ("auth", "keys", "mine", str(tmp_path / "mine.py"))
+
+
+def test_authentication_source_gets_its_options_converted_and_complete(tmp_path: Path) -> None:
+    plugins = load_one(tmp_path, SOURCE)
+    assert plugins.authenticate("keys", {"key": "abc"}).secret("joe") == b"abc"
+    assert plugins.authenticate("keys", {"key": "abc", "times": 2}).secret("joe") == b"abcabc"
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "words"),
+    [
+        ("keys", {}, "key"),
+        ("keys", {"key": "a", "times": "many"}, "times"),
+        ("kyes", {"key": "a"}, "keys"),
+    ],
+)
+def test_wrong_options_of_an_authentication_source_are_told_and_refused(
+    tmp_path: Path, source: str, options: dict[str, Any], words: str
+) -> None:
+    plugins = load_one(tmp_path, SOURCE)
+    assert plugins.validate_auth("keys", {"key": "a"}) == []
+    assert "times" in plugins.validate_auth("keys", {"key": "a", "tims": 2})[0]
+    (problem,) = plugins.validate_auth(source, options)
+    assert words in problem
+    with pytest.raises(PluginError, match=words):
+        plugins.authenticate(source, options)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("none", "mine: iscsid_authenticate answered NoneType"), ("raise", "mine: .*no such vault")]
+)
+def test_authentication_source_that_cannot_be_made_names_the_plugin(tmp_path: Path, key: str, words: str) -> None:
+    with pytest.raises(PluginError, match=words):
+        load_one(tmp_path, SOURCE).authenticate("keys", {"key": key})
+
+
+def test_authentication_source_validates_its_options_by_the_hook(tmp_path: Path) -> None:
+    validate = """
+    @hookimpl
+    def iscsid_validate(options):
+        return ["key: is known to everybody"] if options["key"] == "password" else []
+    """
+    plugins = load_one(tmp_path, SOURCE, validate)
+    assert plugins.validate_auth("keys", {"key": "password"}) == ["key: is known to everybody"]
+    assert plugins.validate_auth("keys", {"key": "other"}) == []
+
+
+def test_authentication_source_without_a_maker_or_with_a_taken_name_is_left_out(tmp_path: Path) -> None:
+    head, _, _ = SOURCE.rpartition("    @hookimpl\n")
+    put(tmp_path, "a", head)
+    put(tmp_path, "b", SOURCE)
+    put(tmp_path, "c", SOURCE)
+    plugins = load([], [tmp_path])
+    assert {failure.plugin: failure.reason for failure in plugins.failures} == {
+        "a": "has no iscsid_authenticate",
+        "c": "the name keys is taken by plugin b",
+    }
+    assert set(plugins.auth_sources) == {"keys"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from iscsid.scsi import reservation, reservation_out
+from iscsid.scsi import ports, reservation, reservation_out
 from iscsid.scsi.const import Status
 from iscsid.scsi.mode import ModeState
 from iscsid.scsi.ports import AccessState, PortGroup
@@ -275,6 +275,91 @@ def test_access_is_not_kept_and_no_reset_changes_it() -> None:  # SPC-4 5.15.2.9
     assert rules.reset(state).access == TWO_GROUPS
 
 
+def test_configuration_adds_and_takes_groups_and_keeps_the_states_that_were_set() -> None:
+    standby = PortGroup(2, AccessState.STANDBY)
+    before = UnitState(access={"iqn.x:disk": (PortGroup(1), standby), "iqn.x:gone": (PortGroup(1),)}, medium=OUT)
+    access = {"iqn.x:disk": (PortGroup(1), PortGroup(2)), "iqn.x:new": (PortGroup(1),)}
+    after = rules.reconfigured(before, access, None)
+    assert after.access == {"iqn.x:disk": (PortGroup(1), standby), "iqn.x:new": (PortGroup(1),)}
+    assert after.medium == OUT
+    assert rules.reconfigured(before, access, IN).medium == IN
+
+
+# -- sanitize ----------------------------------------------------------------------------------------------------------
+
+BLOCK_ERASE, EXIT_FAILURE_MODE = (bytes((0x48, action)) + bytes(14) for action in (0x02, 0x1F))
+IN_PROGRESS, FAILED = Sanitize(False, False), Sanitize(True, True)
+
+
+def do_sanitize(state: UnitState, cdb: bytes = BLOCK_ERASE, nexus: NexusId = A) -> Any:
+    return rules.apply(state, Request(nexus, cdb, known=(A, B), facts={"block_size": 512}))
+
+
+def test_sanitize_begins_and_its_end_is_that_of_the_worker() -> None:
+    begun = do_sanitize(UnitState())
+    assert (begun.error, begun.attentions) == (None, ())
+    assert begun.state == UnitState(sanitize=IN_PROGRESS)
+    assert [rules.sanitizing(state) for state in (UnitState(), begun.state)] == [False, True]
+    assert rules.sanitized(begun.state, True) == UnitState()
+    failed = rules.sanitized(begun.state, False)
+    assert failed.sanitize is not None and failed.sanitize.failed and not rules.sanitizing(failed)
+    assert rules.sanitized(UnitState(), False) == UnitState()
+
+
+@pytest.mark.parametrize(
+    "cdb",
+    [BLOCK_ERASE, RESERVE, REGISTER, STPG, bytes.fromhex("151000000400"), bytes.fromhex("1b0000000200")],
+    ids=lambda cdb: f"{cdb[0]:02x}",
+)
+def test_nothing_shared_changes_while_it_is_in_progress(cdb: bytes) -> None:
+    """SBC-3 4.11.3: whatever is not exempt ends with SANITIZE IN PROGRESS."""
+    state = UnitState(access=TWO_GROUPS, medium=IN, sanitize=IN_PROGRESS)
+    outcome = do_sanitize(state, cdb, B)
+    assert outcome.error is not None and outcome.error.reason is Reason.SANITIZE_IN_PROGRESS
+    assert outcome.state == state
+
+
+def test_failed_unit_is_left_by_another_operation_or_by_exit_failure_mode() -> None:
+    failed = UnitState(sanitize=FAILED)
+    refused = do_sanitize(failed, RESERVE)
+    assert refused.error is not None and refused.error.reason is Reason.SANITIZE_COMMAND_FAILED
+    assert rules.sanitizing(do_sanitize(failed).state)
+    assert do_sanitize(failed, EXIT_FAILURE_MODE).state == UnitState()
+
+
+@pytest.mark.parametrize("reservations", [Reservations(spc2_holder=B), PERSISTENT.reservations])
+def test_sanitize_of_a_unit_that_another_has_reserved_meanwhile_conflicts(reservations: Reservations) -> None:
+    state = UnitState(reservations)
+    outcome = do_sanitize(state, nexus=C)
+    assert outcome.error is not None and outcome.error.reason is Status.RESERVATION_CONFLICT
+    assert outcome.state == state
+
+
+def test_no_reset_and_no_lost_nexus_ends_a_sanitize() -> None:  # SBC-3 4.11.3
+    begun = do_sanitize(UnitState()).state
+    assert rules.reset(begun) == begun
+    assert rules.nexus_lost(begun, A).state == begun
+    assert rules.nexus_reset(begun, A, rules.RESETS[11]).state == begun
+
+
+@pytest.mark.parametrize("state", [IN_PROGRESS, FAILED])
+def test_sanitize_that_was_not_done_is_a_failed_one_after_a_restart(state: Sanitize) -> None:
+    kept = rules.kept(UnitState(sanitize=state))
+    assert kept is not None
+    restored = rules.restore(json.loads(json.dumps(kept)))
+    assert restored == UnitState(sanitize=dataclasses.replace(state, failed=True))
+    with pytest.raises(ValueError):
+        rules.restore({**kept, "sanitize": {"failed": "perhaps"}})
+
+
+def test_plain_access_medium_and_sanitize_are_read_by_the_rooms_below() -> None:
+    state = UnitState(access=TWO_GROUPS, medium=OUT, sanitize=IN_PROGRESS)
+    plain = json.loads(json.dumps(rules.to_plain(state)))
+    assert ports.from_plain(plain["access"]) == TWO_GROUPS
+    assert Medium.from_plain(plain["medium"]) == OUT
+    assert Sanitize.from_plain(plain["sanitize"]) == IN_PROGRESS
+
+
 @pytest.mark.parametrize(
     ("medium", "reason"),
     [
@@ -283,9 +368,7 @@ def test_access_is_not_kept_and_no_reset_changes_it() -> None:  # SPC-4 5.15.2.9
     ],
 )
 def test_sanitize_of_a_medium_that_went_before_its_turn_is_refused(medium: Medium, reason: Reason) -> None:
-    cdb = bytes((0x48, 0x02)) + bytes(14)
-    request = Request(A, cdb, facts={"block_size": 512})
-    outcome = rules.apply(UnitState(medium=medium), request)
+    outcome = do_sanitize(UnitState(medium=medium))
     assert outcome.error is not None and outcome.error.reason == reason
     assert outcome.state.sanitize is None
 
