@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from iscsid import __version__, cli, config, values
 from iscsid.cli import EXITS, Exit
 from iscsid.daemon import supervisor
-from iscsid.daemon.control import SOCKET_NAME, ControlError
+from iscsid.daemon.control import SOCKET_NAME, ControlError, RequestRefused
 from iscsid.daemon.errors import AlreadyRunning, StartError
 from iscsid.daemon.supervisor import Started
 from iscsid.errors import BlockError, ConfigError, Fault, PluginError
@@ -160,6 +160,7 @@ def test_bad_command_line_exits_with_usage(arguments: list[str]) -> None:
         (StartError("no"), Exit.START),
         (AlreadyRunning("/run/x", 1), Exit.START),
         (ControlError("no"), Exit.NO_SERVER),
+        (RequestRefused("no"), Exit.FAILED),
         (PluginError("tape", "no"), Exit.FAILED),
         (BlockError(Fault.NO_MEDIUM), Exit.FAILED),
     ],
@@ -425,6 +426,7 @@ class Server:
 
     def __init__(self, folder: Path, answers: Mapping[str, Mapping[str, Any]]) -> None:
         self._answers = answers
+        self.asked: list[dict[str, Any]] = []
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.bind(str(folder / SOCKET_NAME))
         self._sock.listen()
@@ -438,7 +440,8 @@ class Server:
                 line = stream.readline()
                 if not line:
                     return  # that was close()
-                stream.write(json.dumps({"ok": True, **self._answers[json.loads(line)["command"]]}).encode() + b"\n")
+                self.asked.append(json.loads(line))
+                stream.write(json.dumps({"ok": True, **self._answers[self.asked[-1]["command"]]}).encode() + b"\n")
 
     def close(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last:
@@ -526,6 +529,21 @@ def test_server_of_this_user_is_found_when_the_host_has_none(
     assert run("status").exit_code == Exit.OK
 
 
+def test_server_that_refuses_is_the_one_that_was_meant(
+    server: str, user_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (user_folder / "iscsid-server-demo").symlink_to(server)
+    folder = tmp_path / "host"
+    folder.mkdir()
+    host = Server(folder, {"reload": {"ok": False, "error": "a reload is under way"}})
+    monkeypatch.setattr(cli, "ServerSpec", lambda: ServerSpec(runtime_dir=str(folder)))
+    try:
+        result = run("reload")
+    finally:
+        host.close()
+    assert (result.exit_code, result.stderr) == (Exit.FAILED, "iscsid: a reload is under way\n")
+
+
 @pytest.mark.parametrize("command", ["status", "sessions"])
 def test_no_server_is_an_exit_code_of_its_own(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "ServerSpec", lambda: ServerSpec(runtime_dir=str(tmp_path / "none")))
@@ -565,6 +583,81 @@ def test_nobody_logged_in_is_said_so(tmp_path: Path) -> None:
     finally:
         server.close()
     assert result.output == "Nobody is logged in.\n"
+
+
+# -- alua --------------------------------------------------------------------------------------------------------------
+
+DISK = "iqn.2026-11.org.iscsid:disk0"
+ACCESS = [
+    {"tag": 1, "state": "active/optimized", "preferred": True, "set_by": "configuration"},
+    {"tag": 2, "state": "standby", "preferred": False, "set_by": "administrator"},
+]
+
+
+@pytest.fixture
+def alua(tmp_path: Path) -> Iterator[Callable[..., tuple[Result, list[dict[str, Any]]]]]:
+    """``alua(*words, **answer)``: the result of `iscsid alua`, and what the server was asked."""
+    servers: list[Server] = []
+
+    def ask(*words: str, **answer: Any) -> tuple[Result, list[dict[str, Any]]]:
+        folder = tmp_path / f"alua{len(servers)}"
+        folder.mkdir()
+        units = [{"target": DISK, "lun": lun, "groups": ACCESS} for lun in (0, 7)]
+        servers.append(Server(folder, {"alua": answer or {"units": units}}))
+        return run("alua", *words, "-d", str(folder)), servers[-1].asked
+
+    yield ask
+    for server in servers:
+        server.close()
+
+
+def test_alua_shows_every_unit_and_group(alua: Callable[..., Any]) -> None:
+    result, asked = alua()
+    assert result.exit_code == Exit.OK
+    assert asked == [{"command": "alua"}]
+    assert rows(result) == [
+        "TARGET LUN TAG STATE SET BY",
+        f"{DISK} 0 1 active/optimized preferred configuration",
+        f"{DISK} 0 2 standby administrator",
+        f"{DISK} 7 1 active/optimized preferred configuration",
+        f"{DISK} 7 2 standby administrator",
+    ]
+    assert json.loads(alua("--json")[0].output)["units"][1]["groups"] == ACCESS
+
+
+@pytest.mark.parametrize(
+    ("words", "preferred"),
+    [((), {}), (("--preferred",), {"preferred": True}), (("--not-preferred",), {"preferred": False})],
+)
+def test_alua_asks_for_what_was_said(
+    alua: Callable[..., Any], words: tuple[str, ...], preferred: dict[str, bool]
+) -> None:
+    result, asked = alua(DISK, "2", "standby", *words)
+    assert result.exit_code == Exit.OK
+    assert asked == [{"command": "alua", "target": DISK, "tag": 2, "state": "standby", **preferred}]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (DISK,),
+        (DISK, "2"),
+        (DISK, "two", "standby"),
+        (DISK, "2", "asleep"),
+        ("--preferred",),
+        (DISK, "2", "standby", "x"),
+    ],
+)
+def test_alua_that_says_too_little_or_nonsense_asks_nobody(alua: Callable[..., Any], words: tuple[str, ...]) -> None:
+    result, asked = alua(*words)
+    assert result.exit_code == Exit.USAGE
+    assert asked == []
+
+
+def test_alua_that_is_refused_fails_with_the_reason(alua: Callable[..., Any]) -> None:
+    result, _ = alua(DISK, "9", "standby", ok=False, error="it has no portal group 9")
+    assert result.exit_code == Exit.FAILED
+    assert "it has no portal group 9" in result.stderr and "Traceback" not in result.output
 
 
 # -- all of it ---------------------------------------------------------------------------------------------------------

@@ -29,7 +29,11 @@ _MAX_PATH: Final = 107  # sun_path, less its NUL (unix(7))
 
 
 class ControlError(IscsidError):
-    """The server could not be asked, or did not do what it was asked."""
+    """The server could not be asked."""
+
+
+class RequestRefused(IscsidError):
+    """The server was asked, and did not do it; the text is its reason."""
 
 
 @dataclass(eq=False, slots=True)
@@ -195,7 +199,7 @@ def _error(reason: str) -> dict[str, Any]:
 def ask(runtime_dir: str, command: str, *, timeout: float = 5.0, **arguments: Any) -> dict[str, Any]:
     """Ask the server of ``runtime_dir``; for commands, not for the server itself. Waits up to ``timeout`` seconds.
 
-    Returns the answer without its "ok". Raises ControlError, whose text is for the user.
+    Returns the answer without its "ok". Raises ControlError, or RequestRefused, whose texts are for the user.
     """
     path = os.path.join(runtime_dir, SOCKET_NAME)
     deadline = time.monotonic() + timeout
@@ -219,7 +223,7 @@ def ask(runtime_dir: str, command: str, *, timeout: float = 5.0, **arguments: An
     except (ValueError, TypeError, AttributeError, KeyError):
         raise ControlError(f"{path}: the answer makes no sense") from None
     if not ok:
-        raise ControlError(str(answer.get("error", "refused")))
+        raise RequestRefused(str(answer.get("error", "refused")))
     return dict(answer)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from iscsid.daemon import control as module
-from iscsid.daemon.control import MAX_CLIENTS, Client, Control, ControlError, ask
+from iscsid.daemon.control import MAX_CLIENTS, Client, Control, ControlError, RequestRefused, ask
 from iscsid.daemon.errors import StartError
 
 
@@ -263,7 +263,7 @@ def asking(host: Host, command: str, **arguments: Any) -> tuple[threading.Thread
     def run() -> None:
         try:
             got.append(ask(str(host.folder), command, **arguments))
-        except ControlError as exc:
+        except RequestRefused as exc:
             got.append(exc)
 
     thread = threading.Thread(target=run)
