@@ -72,6 +72,7 @@ SERVER: dict[str, Read] = {
     "nop_timeout": seconds(1, 3600),
     "stop_timeout": seconds(0, 3600),
     "worker_timeout": seconds(5, 3600),
+    "io_timeout": seconds(1, 3600),
 }
 
 PORTAL_GROUP: dict[str, Read] = {

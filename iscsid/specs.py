@@ -50,7 +50,7 @@ class LunSpec:
     layers: tuple[LayerSpec, ...] = ()
     removable: bool = False
     loaded: bool = True
-    io_timeout: float = 30.0  # seconds that one call of the medium may take
+    io_timeout: float = 0.0  # seconds that one call of the medium may take; 0: as the server says
 
 
 ACCESS_STATES = ("active/optimized", "active/non-optimized", "standby", "unavailable", "offline", "transitioning")
@@ -112,6 +112,7 @@ class ServerSpec:
     nop_timeout: float = 30.0  # how long its answer may take
     stop_timeout: float = 10.0  # how long a graceful stop waits for commands in flight
     worker_timeout: float = 60.0  # a worker that shows no life for this long is killed and replaced
+    io_timeout: float = 30.0  # of the logical units that do not say their own
     discovery_auth: AuthSpec | None = None
 
     def access(self, target: TargetSpec) -> tuple[AccessSpec, ...]:

@@ -436,6 +436,7 @@ def test_sample_shows_the_defaults_of_every_option_of_targets_and_units() -> Non
     assert own is not None
     assert set(lun) == set(config.LUN) | {option.name for option in own}
     defaults = {field.name: field.default for field in dataclasses.fields(LunSpec)}
+    defaults["io_timeout"] = ServerSpec().io_timeout  # of which a LUN has as a rule that of the server
     for key in set(config.LUN) - {"lun", "backend", "layers"}:
         assert lun[key] == defaults[key], key
     assert target["alias"] == TargetSpec("x").alias

@@ -284,6 +284,11 @@ class Guarded:
             _rethrow(error, writing=False)
         return Space(max(0, used), max(0, available))
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._device is None
+
     def close(self) -> None:
         """Release the device; further calls but this one raise BlockError(NOT_READY)."""
         device, self._device = self._device, None

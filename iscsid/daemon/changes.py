@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from iscsid.specs import LunSpec, ServerSpec, TargetSpec
 
-LIVE: Final = ("nop_interval", "nop_timeout", "stop_timeout", "worker_timeout", "discovery_auth")
+LIVE: Final = ("nop_interval", "nop_timeout", "stop_timeout", "worker_timeout", "io_timeout", "discovery_auth")
 """The keys of the server that count from the next moment on; any other needs a restart."""
 
 
@@ -91,7 +91,7 @@ def diff(old: ServerSpec, new: ServerSpec) -> Changes:
         if name in before and was.portal_groups != target.portal_groups:
             restart.append(f"target {name} portal_group")
             target = replace(target, portal_groups=was.portal_groups)
-        if name in before and replace(was, luns=()) != replace(target, luns=()):
+        if name in before and (replace(was, luns=()) != replace(target, luns=()) or _patience(was, target)):
             changed.append(name)
         targets.append(target)
         luns += _luns(name, was, target)
@@ -109,12 +109,18 @@ def diff(old: ServerSpec, new: ServerSpec) -> Changes:
     )
 
 
+def _patience(old: TargetSpec, new: TargetSpec) -> bool:
+    """Whether a LUN of both has another ``io_timeout``: it counts at once, and initiators see nothing of it."""
+    before = {lun.lun: lun.io_timeout for lun in old.luns}
+    return any(before.get(lun.lun, lun.io_timeout) != lun.io_timeout for lun in new.luns)
+
+
 def _luns(name: str, old: TargetSpec, new: TargetSpec) -> Iterator[LunChange]:
     before = {lun.lun: lun for lun in old.luns}
     after = {lun.lun: lun for lun in new.luns}
     for number in sorted(before.keys() | after.keys()):
         was, will = before.get(number), after.get(number)
-        if was != will:
+        if was != will and not (was and will and replace(was, io_timeout=will.io_timeout) == will):
             yield LunChange(name, _kind(was, will), was, will)
 
 
@@ -122,5 +128,5 @@ def _kind(old: LunSpec | None, new: LunSpec | None) -> Kind:
     if old is None or new is None:
         return Kind.ADDED if old is None else Kind.REMOVED
     size = new.options.get("size")
-    alike = replace(old, options={**old.options, "size": size}) == new
+    alike = replace(old, options={**old.options, "size": size}, io_timeout=new.io_timeout) == new
     return Kind.RESIZED if alike and size else Kind.CHANGED

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,8 +19,9 @@ from iscsid.daemon.gate import Gate, GateError
 from iscsid.daemon.locks import RangeLock, lock_path
 from iscsid.daemon.pool import Pool
 from iscsid.daemon.revision import Key, Revision
-from iscsid.errors import BlockError, Fault, IscsidError
+from iscsid.errors import BlockError, Fault, IscsidError, ScsiError
 from iscsid.plugin.manager import load
+from iscsid.scsi.const import Status
 from iscsid.scsi.copy_move import designations
 from iscsid.scsi.copy_state import CopyServices, Designation, Party
 from iscsid.scsi.lu import Identity, LogicalUnit
@@ -54,6 +55,7 @@ class Nodes:
         self.boot = boot
         self._slow: list[tuple[Guarded, Callable[[memoryview, int], None]]] = []
         self._slow_until = 0.0
+        self.held: frozenset[LogicalUnit] = frozenset()  # whose devices are about to be closed, or are
         self._ledger = None if boot.figures is None else Ledger(boot.figures, boot.index)
         self._copying = copying = CopyServices(self.find, boot.copy_key, _seconds)
         try:
@@ -67,13 +69,15 @@ class Nodes:
     def find(self, designation: Designation, nexus: NexusId) -> Party | None:
         """Return the unit with a designation of VPD page 83h, and the nexus to it of the initiator port in ``nexus``.
 
-        Only on targets that it could log in to. That of its session comes first: a medium may be a LUN of several.
+        Only on targets that it could log in to, and not while it is held: BUSY. That of its session comes first: a medium may be a LUN of several.
         """
         for node in sorted(self.by_name.values(), key=lambda node: node.name != nexus.target):
             if not self.gate.may_reach(nexus, node.name):
                 continue
             for unit in dict.fromkeys(node.units.values()):
                 if designation in designations(unit):
+                    if unit in self.held:
+                        raise ScsiError(Status.BUSY)
                     tags = [group.tag for group in unit.port_groups]
                     tag = nexus.portal_group_tag if nexus.portal_group_tag in tags else tags[0]
                     port = NexusId(nexus.initiator, nexus.isid, node.name, tag)
@@ -124,6 +128,8 @@ class Nodes:
                 keys = [(target.name, lun.lun) for lun in target.luns]
                 after |= {key: staged.units[key] if key in staged.units else before[key] for key in keys}
                 self._renew(boot, target, {number: after[target.name, number] for _, number in keys})
+                for lun in target.luns:
+                    after[target.name, lun.lun].device.io_timeout = lun.io_timeout or boot.spec.io_timeout
         for key, unit in before.items():
             if after.get(key) is unit:
                 continue
@@ -131,6 +137,8 @@ class Nodes:
             if key in staged.revision.stays:
                 done.replaced[unit] = after[key]
                 after[key].tally = unit.tally
+                if key in staged.revision.other or unit.failure is not None:
+                    done.other.add(after[key])
             elif self._ledger is not None:
                 self._ledger.forget(unit.identity.serial)
         done.targets = {name for name, lun in before.keys() ^ after.keys()}
@@ -154,6 +162,59 @@ class Nodes:
             lock = self._locks.pop(device, None)
             if lock is not None:
                 lock.close()
+
+    def unit(self, key: Key) -> LogicalUnit | None:
+        """The logical unit of a LUN, if this worker serves it."""
+        node = self.by_name.get(key[0])
+        return None if node is None else node.numbered.get(key[1])
+
+    def part(self, units: Mapping[Key, LogicalUnit]) -> None:
+        """Put on their media what was written to these units, of which nobody uses the devices, and close these. Waits,
+        beside the loop. Raises NodeError: where a device cannot be flushed, with all of them open."""
+        devices = [(key, unit.device) for key, unit in units.items() if not unit.device.closed]
+        problems = []
+        for flush in (True, False):
+            for (name, lun), device in devices:
+                try:
+                    if flush:
+                        with device.lock:
+                            device.flush()
+                    else:
+                        self.shut(device, flush=False)
+                except Exception as error:  # a device of a stranger may raise anything
+                    problems.append(f"{name} LUN {lun}: {'flush' if flush else 'close'} failed: {error}")
+            if problems:
+                raise NodeError("; ".join(problems))
+
+    def reopen(self, keys: Iterable[Key]) -> Reopened:
+        """Open LUNs once more as they were. Waits, beside the loop; nothing is seen of it yet."""
+        boot, found = self.boot, Reopened()
+        wanted = set(keys)
+        for target in boot.spec.targets:
+            for lun in target.luns:
+                key = target.name, lun.lun
+                if key in wanted:
+                    try:
+                        found.units[key] = _open_lun(boot, target, lun, found.locks)
+                    except NodeError as error:
+                        found.problems[key] = error
+        return found
+
+    def restore(self, found: Reopened) -> dict[LogicalUnit, LogicalUnit]:
+        """Serve what :meth:`reopen` has opened in the place of what was there; the answer tells in the place of what.
+        What sessions see is the caller's."""
+        self._locks |= found.locks
+        replaced = {}
+        for (name, lun), unit in found.units.items():
+            old = self.by_name[name].numbered[lun]
+            unit.tally = old.tally
+            replaced[old] = unit
+        for target in self.boot.spec.targets:
+            node = self.by_name.get(target.name)
+            if node is not None and not replaced.keys().isdisjoint(node.numbered.values()):
+                units = {number: replaced.get(unit, unit) for number, unit in node.numbered.items()}
+                self._renew(self.boot, target, units)
+        return replaced
 
     def by_serial(self) -> dict[str, list[LogicalUnit]]:
         """The logical units by what the workers and the supervisor call them; one medium may have several LUNs."""
@@ -225,20 +286,33 @@ class Staged:
 
 
 @dataclass(eq=False, slots=True)
+class Reopened:
+    """What was opened once more and is not seen yet, and why something could not be."""
+
+    units: dict[Key, LogicalUnit] = field(default_factory=dict)
+    locks: dict[Guarded, RangeLock] = field(default_factory=dict)
+    problems: dict[Key, NodeError] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
 class Committed:
     """What a revision has done to the nodes.
 
     ``removed`` are the nodes that have gone, ``replaced`` the units that others of the same medium stand in for,
-    ``closing`` the devices that nobody is to use any more, and ``targets`` those of which LUNs have come or gone.
+    ``closing`` the devices that nobody is to use any more, ``targets`` those of which LUNs have come or gone, and
+    ``other`` the units of ``replaced`` on which there may be other data than before.
     """
 
     removed: list[TargetNode] = field(default_factory=list)
     replaced: dict[LogicalUnit, LogicalUnit] = field(default_factory=dict)
     closing: list[tuple[Key, Guarded]] = field(default_factory=list)
     targets: set[str] = field(default_factory=set)
+    other: set[LogicalUnit] = field(default_factory=set)
 
 
 def _part(device: Guarded, flush: bool, release: bool) -> None:
+    if device.closed:
+        return
     try:
         if flush:
             with device.lock:
@@ -303,7 +377,7 @@ def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: dict[G
         name = f"{target.name},L,0x{lun.lun:016x}"
         lock = locks[guarded] = RangeLock(lock_path(boot.spec.runtime_dir, lun.serial or name))
         guarded.exclusive = lock.exclusive
-        guarded.io_timeout = lun.io_timeout
+        guarded.io_timeout = lun.io_timeout or boot.spec.io_timeout
         figures = None if boot.figures is None else partial(boot.figures.total, lun.serial)
         identity = Identity(lun.serial, name, lun.vendor, lun.product, target=target.name)
         medium = Medium(lun.removable, lun.loaded)

@@ -111,6 +111,13 @@ def test_device_is_told_its_role(readonly: bool, owners: dict[str, int], role: s
     nodes.close()
 
 
+def test_patience_with_a_device_is_that_of_its_lun_or_of_the_server() -> None:
+    luns = lun_of(MemoryDevice()), lun_of(MemoryDevice(), 1, io_timeout=7.0)
+    nodes = Nodes(boot_of(*luns, io_timeout=11.0))
+    assert [guarded(nodes, lun).io_timeout for lun in (0, 1)] == [11.0, 7.0]
+    nodes.close()
+
+
 def test_prepared_options_replace_those_of_the_configuration() -> None:
     device = MemoryDevice()
     spec = ServerSpec(targets=(TargetSpec(TARGET, (LunSpec(0, "planted", {"device": "a path"}),)),))
