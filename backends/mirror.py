@@ -18,7 +18,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from iscsid.plugin import (
@@ -38,12 +38,13 @@ from iscsid.plugin import (
     stay,
 )
 
-from .mirror_state import MAX_LEGS, MirrorState
+from .mirror_leg import Handle, Leg, name_of, unsupported
+from .mirror_state import MAX_LEGS, MirrorState, recorded_size
 
 OPTIONS = (
     Option("members", "members", required=True, doc=f"the legs, from 2 to {MAX_LEGS}, all of one size"),
     Option("state", "path", required=True, doc="the file that remembers which leg misses what"),
-    Option("retry", "int", default=10, minimum=1, maximum=86400, doc="seconds between two tries to open a failed leg"),
+    Option("retry", "int", default=10, minimum=1, maximum=86400, doc="seconds between two tries to mend a leg"),
 )
 COPY: Final = 1 << 20  # bytes that are copied at a time: writes to them wait
 SETTLE: Final = 5.0  # seconds without a write until a region counts as quiet
@@ -51,52 +52,8 @@ RECHECK: Final = 0.5  # seconds between two looks of the thread that rebuilds, w
 
 log = logging.getLogger(__name__)
 
-Call = Callable[["Handle"], None]
-Failure = tuple["Leg", "Handle", Exception]
-
-
-class Handle:
-    """A leg's device while it is open, and how many calls are in it."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.able = device.capabilities()
-        self.calls = 0
-        serial = device.threading is Threading.SERIAL
-        self.lock: contextlib.AbstractContextManager[Any] = threading.Lock() if serial else contextlib.nullcontext()
-        self.reads_now = self.able.read_nowait is Support.NATIVE and not serial
-
-    def can(self, call: str) -> bool:
-        """Whether the device does it itself."""
-        return bool(getattr(self.able, call) is Support.NATIVE)
-
-
-class Leg:
-    """One of the devices. ``handle`` is None while it is down; ``failures`` counts what its copy may lack since."""
-
-    def __init__(self, number: int, member: Member) -> None:
-        self.number = number
-        self.bit = 1 << number
-        self.member = member
-        self.name = name_of(member)
-        self.handle: Handle | None = None
-        self.failures = 0
-
-    def open(self, size: int = 0) -> Device:
-        """Open it. Raises whatever a device may, and BlockError for one that is smaller than ``size``."""
-        device = self.member.open()
-        if device.size < size:
-            device.close()
-            raise BlockError(Fault.INVALID, f"{device.size} bytes, not {size}")
-        self.handle = Handle(device)
-        return device
-
-
-def name_of(member: Member) -> str:
-    """How a leg is told from others, in the state file and in the log."""
-    words = [member.backend, str(member.options.get("path", ""))]
-    words += [f"{name} {options}" for name, options in member.layers if name == "offset"]
-    return " ".join(word for word in words if word)
+Call = Callable[[Handle], None]
+Failure = tuple[Leg, Handle, Exception]
 
 
 class MirrorDevice(Device):
@@ -121,7 +78,7 @@ class MirrorDevice(Device):
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         try:
-            self._take_facts(self._open_legs(), readonly)
+            self._take_facts(self._open_legs(), readonly, recorded_size(state))
             self._state = MirrorState(state, self.size, [leg.name for leg in self.legs])
         except BaseException:
             self._close_legs()
@@ -144,8 +101,10 @@ class MirrorDevice(Device):
             raise BlockError(Fault.NOT_READY, "no leg of the mirror can be opened")
         return devices
 
-    def _take_facts(self, devices: Sequence[Device], readonly: bool) -> None:
+    def _take_facts(self, devices: Sequence[Device], readonly: bool, recorded: int) -> None:
         self.size = min(device.size for device in devices)
+        if len(devices) < len(self.legs) and 0 < recorded < self.size:
+            self.size = recorded  # the one that is down is a little smaller
         self.block_size = max(device.block_size for device in devices)
         self.physical_block_size = max(device.physical_block_size for device in devices)
         self.alignment = max(device.alignment for device in devices)
@@ -196,7 +155,7 @@ class MirrorDevice(Device):
                     return
                 except Exception as error:
                     failure = error
-                    self._failed(leg, handle, "read", error)
+                    self._failed(leg, handle, "read", error, regions)
         raise failure or BlockError(Fault.READ_ERROR, "no leg of the mirror has the data")
 
     def read_nowait(self, buffer: memoryview, offset: int) -> None:
@@ -232,7 +191,8 @@ class MirrorDevice(Device):
             with self._using(leg) as handle:
                 if handle is not None and self._current(leg, regions):
                     if handle.can("prefetch"):
-                        handle.device.prefetch(offset, length)
+                        with handle.lock:
+                            handle.device.prefetch(offset, length)
                     return
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -241,21 +201,13 @@ class MirrorDevice(Device):
         self._change(offset, len(data), lambda handle: handle.device.write(data, offset))
 
     def write_fua(self, data: memoryview, offset: int) -> None:
-        def put(handle: Handle) -> None:
-            if handle.can("fua"):
-                handle.device.write_fua(data, offset)
-                return
-            handle.device.write(data, offset)
-            if handle.can("flush"):
-                handle.device.flush()
-
-        self._change(offset, len(data), put)
+        self._change(offset, len(data), lambda handle: handle.write_fua(data, offset))
 
     def discard(self, offset: int, length: int) -> None:
-        self._change(offset, length, lambda handle: handle.device.discard(offset, length))
+        self._change(offset, length, lambda handle: handle.discard(offset, length, self.discard_zeroes))
 
     def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
-        self._change(offset, length, lambda handle: handle.device.write_zeroes(offset, length, may_unmap))
+        self._change(offset, length, lambda handle: handle.write_zeroes(offset, length, may_unmap))
 
     def _change(self, offset: int, length: int, call: Call) -> None:
         """Do it on every leg that is up; good when one that can be trusted has it, and the others' lack is noted."""
@@ -264,6 +216,7 @@ class MirrorDevice(Device):
             done, failures = self._on_all(call)
             if not any(self._current(leg, regions) for leg in done):
                 self._spoilt(done)  # they have what no leg that counts has
+                self._choose([leg for leg, _, _ in failures], regions)
                 raise failures[0][2] if failures else BlockError(Fault.WRITE_ERROR, "no leg of the mirror is up")
             missing = [leg for leg in self.legs if leg not in done and self._current(leg, regions)]
             if missing:
@@ -273,6 +226,15 @@ class MirrorDevice(Device):
                     self._state.sync()
             for leg, handle, error in failures:
                 self._failed(leg, handle, "write", error)
+
+    def _choose(self, failed: Iterable[Leg], regions: range) -> None:
+        """None that counts has all of a write, and each may have a part of it: the first one's is what is read."""
+        others = [leg for leg in failed if self._current(leg, regions)][1:]
+        if others:
+            with self._lock:
+                for leg in others:
+                    self._state.distrust(leg.number, regions)
+                self._state.sync()
 
     def _on_all(self, call: Call) -> tuple[list[Leg], list[Failure]]:
         """Call every leg that is up. Raises only what says that the call itself is not to be had."""
@@ -288,17 +250,20 @@ class MirrorDevice(Device):
                         call(handle)
                     done.append(leg)
                 except Exception as error:
-                    if isinstance(error, BlockError) and error.fault is Fault.UNSUPPORTED:
+                    if unsupported(error):
                         raise  # the guard does it by other means, on all legs
                     self._spoilt([leg])
                     failures.append((leg, handle, error))
         return done, failures
 
     def _spoilt(self, legs: Iterable[Leg]) -> None:
-        """A region of these that is being rebuilt may lack something that was copied: it is not finished."""
+        """A region of these that is being rebuilt may lack something that was copied: it is not finished.
+
+        And what was not flushed by now is not known to be on them, even if a later flush should succeed."""
         with self._lock:
             for leg in legs:
                 leg.failures += 1
+                leg.doubts.update(self._state.intended())
 
     @contextlib.contextmanager
     def _range(self, offset: int, length: int, regions: range) -> Iterator[None]:
@@ -333,7 +298,7 @@ class MirrorDevice(Device):
         """Every leg that is up; one that cannot is down from then on, and misses all that was not flushed."""
         with self._lock:
             quiet = self._quiet(SETTLE)
-        done, failures = self._on_all(_flush)
+        done, failures = self._on_all(Handle.flush)
         if failures and not any(self._trusted(leg) for leg in done):
             raise failures[0][2]
         if not done:
@@ -360,17 +325,26 @@ class MirrorDevice(Device):
         """Whether the leg has all the data."""
         return leg.handle is not None and not self._state.any_stale(leg.number)
 
-    def _failed(self, leg: Leg, handle: Handle, what: str, error: Exception) -> None:
-        """Leave the leg out: it misses every write that was not flushed. Not if no other has all the data."""
+    def _failed(
+        self, leg: Leg, handle: Handle, what: str, error: Exception, regions: Iterable[int] = (), *, quiet: bool = False
+    ) -> None:
+        """Leave the leg out: it misses every write that was not flushed, and ``regions``, which it could not read, are
+        written anew when it is back. Not if no other has all the data; ``quiet`` says nothing then."""
         with self._lock:
             others = any(self._trusted(other) for other in self.legs if other is not leg)
             if leg.handle is not handle:
                 return
             if not others:
-                log.error("mirror: %s failed to %s, and is needed: %s", leg.name, what, error)
+                log.log(
+                    logging.DEBUG if quiet else logging.ERROR,
+                    "mirror: %s failed to %s, and is needed: %s",
+                    leg.name,
+                    what,
+                    error,
+                )
                 return
             log.error("mirror: %s failed to %s, going on without it: %s", leg.name, what, error)
-            self._state.distrust(leg.number, self._state.intended())
+            self._state.distrust(leg.number, {*self._state.intended(), *leg.doubts, *regions})
             with self._gate:
                 leg.handle = None
                 self._retired.append(handle)
@@ -387,7 +361,7 @@ class MirrorDevice(Device):
                     last_try = now
                     self._reopen()
                 for leg in self.legs:
-                    if leg.handle is not None and self._state.any_stale(leg.number):
+                    if leg.handle is not None and leg.rests <= now and self._state.any_stale(leg.number):
                         self._rebuild(leg)
             except Exception:
                 log.exception("mirror: the rebuilding failed and is tried again")
@@ -397,7 +371,7 @@ class MirrorDevice(Device):
             if leg.handle is not None or any(not retired.calls for retired in self._retired):
                 continue  # what it had open is closed first: a medium may be open once only
             try:
-                leg.open(self.size)
+                leg.open(self)
             except Exception as error:
                 log.debug("mirror: %s is still down: %s", leg.name, error)
             else:
@@ -412,50 +386,72 @@ class MirrorDevice(Device):
                 handle.device.close()
 
     def _rebuild(self, leg: Leg) -> None:
-        """Copy every stale region to ``leg``."""
+        """One pass: copy every stale region to ``leg``. What nobody can read is left for the next one, after a time."""
         began = time.monotonic()
-        log.warning("mirror: %s: rebuilding", leg.name)
+        before, leg.unread = leg.unread, set()
+        if not before:
+            log.warning("mirror: %s: rebuilding", leg.name)
         data, there = (memoryview(mmap.mmap(-1, COPY)) for _ in range(2))  # aligned, for devices that ask for it
         copied = 0
-        for region in self._state.stale_regions(leg.number):
-            if not self._rebuild_region(leg, region, data, there):
-                return
-            copied += 1
+        try:
+            for region in self._state.stale_regions(leg.number):
+                copied += self._rebuild_region(leg, region, data, there, before)
+        except _Interrupted:
+            leg.unread |= before
+        leg.rests = time.monotonic() + self._retry
         seconds = time.monotonic() - began
-        log.warning("mirror: %s: %d regions rebuilt in %.1f s, it is current", leg.name, copied, seconds)
+        if not self._state.any_stale(leg.number):
+            log.warning("mirror: %s: %d regions rebuilt in %.1f s, it is current", leg.name, copied, seconds)
+        elif leg.unread - before:
+            words = "mirror: %s: %d regions rebuilt in %.1f s, it is not current: %d MiB of the rest cannot be read"
+            log.error(words, leg.name, copied, seconds, len(leg.unread) * COPY >> 20)
 
-    def _rebuild_region(self, leg: Leg, region: int, data: memoryview, there: memoryview) -> bool:
-        """Copy one; False when that is not possible now."""
+    def _rebuild_region(
+        self, leg: Leg, region: int, data: memoryview, there: memoryview, known: Collection[int]
+    ) -> bool:
+        """Copy one; whether all of it was. ``known`` are offsets of what could not be read before."""
+        if not any(other.handle and self._current(other, [region]) for other in self.legs if other is not leg):
+            return False  # who has it is down
         begin = region * self._state.region
         end = min(begin + self._state.region, self.size)
         failures = leg.failures
         for offset in range(begin, end, COPY):
+            if self._stop.is_set():
+                raise _Interrupted
             length = min(COPY, end - offset)
             with self._alone(offset, length):  # who may be trusted is asked when no write can change it
-                source = next((other for other in self.legs if other.handle and self._current(other, [region])), None)
-                if self._stop.is_set() or source is None:
-                    return False
-                if not self._copy(source, leg, data[:length], there[:length], offset):
-                    return False
-        return self._finish_region(leg, region, failures)
+                if not self._fetch(leg, region, data[:length], offset, quiet=offset in known):
+                    leg.unread.add(offset)
+                    continue
+                self._put(leg, data[:length], there[:length], offset)
+        return leg.unread.isdisjoint(range(begin, end, COPY)) and self._finish_region(leg, region, failures)
 
-    def _copy(self, source: Leg, leg: Leg, data: memoryview, there: memoryview, offset: int) -> bool:
-        with self._using(source) as origin, self._using(leg) as goal:
-            if origin is None or goal is None:
-                return False
-            at, what = source, "read"
+    def _fetch(self, leg: Leg, region: int, data: memoryview, offset: int, *, quiet: bool) -> bool:
+        """Read from any that can be trusted; False where none of them can."""
+        for source in self.legs:
+            with self._using(source) as origin:
+                if source is leg or origin is None or not self._current(source, [region]):
+                    continue
+                try:
+                    with origin.lock:
+                        origin.device.read_into(data, offset)
+                    return True
+                except Exception as error:
+                    self._failed(source, origin, f"read at {offset}", error, [region], quiet=quiet)
+        return False
+
+    def _put(self, leg: Leg, data: memoryview, there: memoryview, offset: int) -> None:
+        """Write to the leg what it does not have: a sparse leg stays sparse, and what it cannot read is mended."""
+        with self._using(leg) as goal:
+            if goal is None:
+                raise _Interrupted
             try:
-                with origin.lock:
-                    origin.device.read_into(data, offset)
-                at, what = leg, "rebuild"
                 with goal.lock:
-                    goal.device.read_into(there, offset)
-                    if there != data:  # what is equal is not written: a sparse leg stays sparse
+                    if not _has(goal.device, data, there, offset):
                         goal.device.write(data, offset)
             except Exception as error:
-                self._failed(at, origin if at is source else goal, what, error)
-                return False
-        return True
+                self._failed(leg, goal, "rebuild", error)
+                raise _Interrupted from error
 
     def _finish_region(self, leg: Leg, region: int, failures: int) -> bool:
         """The copy is on the leg's medium before the leg is trusted with it; not if it has failed since the copy began,
@@ -465,7 +461,7 @@ class MirrorDevice(Device):
                 return False
             try:
                 with handle.lock:
-                    _flush(handle)
+                    handle.flush()
             except Exception as error:
                 self._failed(leg, handle, "flush", error)
                 return False
@@ -526,9 +522,17 @@ class MirrorDevice(Device):
                     leg.handle.device.close()
 
 
-def _flush(handle: Handle) -> None:
-    if handle.can("flush"):
-        handle.device.flush()
+class _Interrupted(Exception):
+    """No more can be copied in this pass."""
+
+
+def _has(device: Device, data: memoryview, there: memoryview, offset: int) -> bool:
+    """Whether the device has ``data`` already; ``there`` is memory to look at it. What cannot be read is not it."""
+    try:
+        device.read_into(there, offset)
+    except Exception:
+        return False
+    return there == data
 
 
 @hookimpl

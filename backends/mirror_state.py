@@ -53,6 +53,7 @@ class MirrorState:
             names = self._legs if fresh else self._names(fd, size)
             if fresh:
                 os.ftruncate(fd, HEADER + self.count)
+            os.posix_fallocate(fd, 0, HEADER + self.count)  # a map of a hole on a full disk would end the process
             self._map = mmap.mmap(fd, HEADER + self.count)
         finally:
             os.close(fd)
@@ -74,7 +75,7 @@ class MirrorState:
         """The legs of last time."""
         header = os.pread(fd, HEADER, 0)
         try:
-            said: Any = json.loads(header.rstrip(b"\0 \n"))
+            said = _said(header)
             names = said["legs"]
             fits = said["magic"] == MAGIC and said["size"] == size and len(names) == len(self._legs)
         except (ValueError, TypeError, KeyError) as error:
@@ -146,6 +147,20 @@ class MirrorState:
         """Raises OSError."""
         self._map.flush()
         self._map.close()
+
+
+def recorded_size(path: str) -> int:
+    """The size of the mirror whose state this is; 0 where there is none that can be read."""
+    try:
+        with open(path, "rb") as file:
+            size = _said(file.read(HEADER))["size"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+    return size if isinstance(size, int) else 0
+
+
+def _said(header: bytes) -> Any:
+    return json.loads(header.rstrip(b"\0 \n"))
 
 
 def _sync_directory(path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 import time
@@ -16,6 +17,7 @@ from iscsid_backends.mirror_state import MirrorState
 from turns import leaves
 
 from iscsid.block.device import Device, Support, Threading
+from iscsid.block.fault import fault_of
 from iscsid.block.turn import pause
 from iscsid.errors import BlockError, Fault
 from iscsid.plugin.members import Member
@@ -31,6 +33,7 @@ class Disk:
         self.size = size
         self.data = bytearray([fill]) * size
         self.broken: set[str] = set()
+        self.bad: set[int] = set()  # blocks of 4096 bytes that cannot be read until they are written
         self.opened = 0
         self.flushes = 0
         self.hold: threading.Event | None = None
@@ -53,6 +56,8 @@ class Handle(Device):
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         self._check("read")
+        if not self.disk.bad.isdisjoint(range(offset // 4096, (offset + len(buffer) - 1) // 4096 + 1)):
+            raise OSError(5, "a bad block")
         buffer[:] = self.disk.data[offset : offset + len(buffer)]
 
     def read_nowait(self, buffer: memoryview, offset: int) -> None:
@@ -62,12 +67,18 @@ class Handle(Device):
         if self.disk.hold is not None:
             self.disk.entered.set()
             assert self.disk.hold.wait(WAIT)
+        if "half" in self.disk.broken:
+            self.disk.data[offset : offset + len(data) // 2] = data[: len(data) // 2]
+            raise OSError(5, "half of the write fails")
         self._check("write")
         self.disk.data[offset : offset + len(data)] = data
+        self.disk.bad.difference_update(range(offset // 4096, (offset + len(data)) // 4096))
 
     def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
         if "zero" in self.disk.broken:
             raise BlockError(Fault.UNSUPPORTED)
+        if "hole" in self.disk.broken:
+            raise OSError(errno.EOPNOTSUPP, "no holes here")
         self.write(memoryview(bytes(length)), offset)
 
     def discard(self, offset: int, length: int) -> None:
@@ -321,12 +332,13 @@ def test_crash_in_the_middle_of_a_rebuild_goes_on_with_it(rig: Rig) -> None:
     assert rig.disks[0].data == rig.disks[1].data
 
 
-def test_unsupported_call_takes_no_leg_down(rig: Rig) -> None:
+@pytest.mark.parametrize("kind", ["zero", "hole"])
+def test_unsupported_call_takes_no_leg_down(rig: Rig, kind: str) -> None:
     device = rig.open()
-    rig.disks[1].broken = {"zero"}
-    with pytest.raises(BlockError) as caught:
+    rig.disks[1].broken = {kind}
+    with pytest.raises((BlockError, OSError)) as caught:
         device.write_zeroes(0, 4096, False)
-    assert caught.value.fault is Fault.UNSUPPORTED
+    assert fault_of(caught.value, writing=True) is Fault.UNSUPPORTED
     assert all(leg.handle is not None for leg in device.legs)
 
 
@@ -443,7 +455,7 @@ def test_leg_that_is_too_small_stays_down(rig: Rig) -> None:
     rig.disks[1].broken.clear()
     leg = device.legs[1]
     with pytest.raises(BlockError, match="33554432 bytes, not 67108864"):
-        leg.open(SIZE)
+        leg.open(device)
 
 
 def test_state_file_of_the_mirror_is_the_one_that_is_told(rig: Rig) -> None:
@@ -522,3 +534,178 @@ def test_write_that_pauses_between_two_legs_is_on_both_even_if_it_is_never_begun
     assert leaves(lambda: put(device, BLOCK, 0), most) == 0
     assert rig.disks[0].data[:4096] == rig.disks[1].data[:4096] == BLOCK
     assert leaves(device.flush, most) == 0
+
+
+BAD = 3  # a block in the first piece of the first region
+
+
+def stale(device: MirrorDevice, leg: int) -> list[int]:
+    return list(device._state.stale_regions(leg))
+
+
+def test_piece_that_nobody_can_read_is_left_out_and_the_rest_is_copied(
+    rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[object] = []
+    rebuild = MirrorDevice._rebuild
+
+    def counted(device: MirrorDevice, leg: Any) -> None:
+        rebuild(device, leg)
+        passes.append(leg)
+
+    monkeypatch.setattr(MirrorDevice, "_rebuild", counted)
+    rig.disks = [Disk(1), Disk(2)]
+    rig.disks[0].bad = {BAD}
+    device = rig.open()
+    until(lambda: len(passes) > 3)
+    assert stale(device, 1) == [0]
+    assert rig.disks[0].data[1 << 20 :] == rig.disks[1].data[1 << 20 :]
+    assert caplog.text.count("failed to read at 0") == 1
+    assert caplog.text.count("1 MiB of the rest cannot be read") == 1
+    with pytest.raises(OSError, match="bad block"):
+        get(device, 4096, BAD * 4096)
+    put(device, BLOCK, BAD * 4096)
+    until(lambda: current(device))
+    assert rig.disks[0].data == rig.disks[1].data
+    until(lambda: "it is current" in caplog.text)
+
+
+def test_source_with_a_bad_block_gives_way_to_another_one_and_is_mended(rig: Rig) -> None:
+    rig.disks = [Disk(1), Disk(1), Disk(1)]
+    device = rig.open()
+    until(lambda: current(device))
+    rig.disks[2].broken = {"write", "open"}
+    put(device, BLOCK, 0)
+    rig.disks[0].bad = {BAD}
+    rig.disks[2].broken.clear()
+    until(lambda: current(device) and not rig.disks[0].bad)
+    assert rig.disks[0].data == rig.disks[1].data == rig.disks[2].data
+
+
+def test_block_that_a_leg_cannot_read_is_written_anew(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    put(device, BLOCK, FAR)
+    device.flush()
+    rig.disks[0].bad = {FAR // 4096}
+    assert get(device, 4096, FAR) == BLOCK
+    until(lambda: not rig.disks[0].bad and current(device))
+    assert rig.disks[0].data == rig.disks[1].data
+
+
+def test_write_that_fails_half_way_on_every_leg_leaves_the_same_on_all(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    rig.disks[0].broken, rig.disks[1].broken = {"half"}, {"write"}
+    with pytest.raises(OSError, match="half of the write fails"):
+        put(device, BLOCK, 0)
+    rig.disks[0].broken.clear()
+    assert not current(device)  # the second leg has another half
+    rig.disks[1].broken.clear()
+    until(lambda: current(device))
+    assert rig.disks[0].data[:4096] == rig.disks[1].data[:4096]
+
+
+def test_flush_that_failed_is_not_forgotten_because_the_next_one_was_quicker(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    put(device, BLOCK, 0)
+    leg = device.legs[1]
+    handle = leg.handle
+    assert handle is not None
+    device._spoilt([leg])  # its flush has failed, and that of the other leg takes its time
+    device.flush()
+    assert device._state.intended() == []
+    rig.disks[1].broken = {"open"}
+    device._failed(leg, handle, "flush", OSError(5, "the flush"))
+    assert stale(device, 1) == [0]
+
+
+class Humble(Device):
+    """Neither zeros nor discards, and one call at a time."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.size = disk.size
+        disk.opened += 1
+        self.prefetching = threading.Lock()
+
+    read_into = Handle.read_into
+    write = Handle.write
+    _check = Handle._check
+
+    def prefetch(self, offset: int, length: int) -> None:
+        assert self.prefetching.acquire(blocking=False), "two calls at a time"
+        time.sleep(0.01)
+        self.prefetching.release()
+
+    def close(self) -> None:
+        self.disk.opened -= 1
+
+
+class Thorough(Handle):
+    discard_zeroes = True
+
+
+@pytest.mark.parametrize("zeroes", [True, False])
+def test_leg_that_comes_late_and_can_do_less_stays_up(rig: Rig, zeroes: bool) -> None:
+    rig.disks[1].broken = {"open"}
+    members = [
+        Member("disk", {"path": "/0"}, opener=lambda: (Thorough if zeroes else Handle)(rig.disks[0])),
+        Member("disk", {"path": "/1"}, opener=lambda: rig.member(1).open() and Humble(rig.disks[1])),
+    ]
+    device = MirrorDevice(members, rig.state, readonly=False, retry=0.0)
+    rig.mirrors.append(device)
+    rig.disks[1].broken.clear()
+    until(lambda: current(device))
+    put(device, BLOCK, 0)
+    device.discard(0, 4096)
+    assert current(device)
+    assert rig.disks[0].data[:4096] == bytes(4096)
+    assert rig.disks[1].data[:4096] == (bytes(4096) if zeroes else BLOCK)
+    with pytest.raises(BlockError):
+        device.write_zeroes(0, 4096, False)
+    assert current(device)
+
+
+def test_leg_that_comes_back_with_larger_blocks_stays_down(rig: Rig) -> None:
+    device = rig.open()
+    leg = device.legs[1]
+
+    class Coarse(Handle):
+        block_size = 4096
+
+    leg.member = Member("disk", {}, opener=lambda: Coarse(rig.disks[1]))
+    with pytest.raises(BlockError, match="block_size 4096, not 512"):
+        leg.open(device)
+
+
+def test_prefetch_goes_into_a_serial_leg_alone(rig: Rig) -> None:
+    members = [
+        Member("disk", {"path": f"/{number}"}, opener=lambda n=number: Humble(rig.disks[n])) for number in (0, 1)
+    ]
+    device = MirrorDevice(members, rig.state, readonly=False, retry=0.0)
+    rig.mirrors.append(device)
+    errors: list[BaseException] = []
+
+    def prefetch() -> None:
+        try:
+            device.prefetch(0, 4096)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=prefetch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert errors == []
+
+
+def test_mirror_whose_smaller_leg_is_down_opens_with_its_size(rig: Rig) -> None:
+    rig.disks[1] = Disk(0, SIZE + (32 << 20))
+    rig.open()
+    until(lambda: current(rig.mirrors[0]))
+    rig.close()
+    rig.disks[0].broken = {"open"}
+    assert rig.open().size == SIZE

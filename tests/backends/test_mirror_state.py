@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from iscsid_backends.mirror_state import HEADER, MAX_REGIONS, MirrorState, region_size
+from iscsid_backends.mirror_state import HEADER, MAX_REGIONS, MirrorState, recorded_size, region_size
 
 from iscsid.errors import BlockError
 
@@ -110,3 +111,20 @@ def test_state_that_was_cut_is_refused(path: str) -> None:
 def test_names_that_are_too_long_are_refused(path: str) -> None:
     with pytest.raises(BlockError, match="too long"):
         MirrorState(path, SIZE, ["a" * 3000, "b" * 3000])
+
+
+def test_state_has_its_place_on_the_medium_before_it_is_mapped(path: str) -> None:
+    MirrorState(path, 1 << 40, LEGS).close()
+    assert os.stat(path).st_blocks * 512 >= HEADER + MAX_REGIONS
+
+
+@pytest.mark.parametrize(("content", "size"), [(None, 0), (b"", 0), (b"[]", 0), (b'{"size": "x"}', 0)])
+def test_recorded_size_of_what_is_no_state_is_none(path: str, content: bytes | None, size: int) -> None:
+    if content is not None:
+        Path(path).write_bytes(content)
+    assert recorded_size(path) == size
+
+
+def test_recorded_size_is_that_of_the_mirror(path: str) -> None:
+    MirrorState(path, SIZE, LEGS).close()
+    assert recorded_size(path) == SIZE
