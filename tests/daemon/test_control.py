@@ -263,7 +263,7 @@ def asking(host: Host, command: str, **arguments: Any) -> tuple[threading.Thread
     def run() -> None:
         try:
             got.append(ask(str(host.folder), command, **arguments))
-        except RequestRefused as exc:
+        except (ControlError, RequestRefused) as exc:
             got.append(exc)
 
     thread = threading.Thread(target=run)
