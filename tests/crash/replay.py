@@ -253,6 +253,7 @@ def run(
     image = folder / "state.img"
     for number, (moment, choice) in enumerate(moments(record, history, points, seed)):
         state = crashes.state(moment, choice)
+        image.unlink(missing_ok=True)  # mount takes a loop device that somebody still holds again, with the last state
         image.write_bytes(state)
         try:
             verify(image, moment, history, kind, mount and number // len(CHOICES) % 2 == 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ from replay import (
     contents_by_fsck,
     load_record,
     moments,
+    run,
     tool,
     verify,
 )
@@ -179,6 +181,16 @@ def test_file_system_that_is_damaged_is_found(image: Path) -> None:
     tool("debugfs", "-w", "-R", "clri <2>", image)
     with pytest.raises(Violation, match="e2fsck"):
         verify(image, 2, history_of(b"content"))
+
+
+@pytest.mark.judge("mkfs.ext4", "e2fsck", "debugfs")
+def test_each_state_is_a_file_of_its_own_that_no_loop_device_can_still_have(image: Path, tmp_path: Path) -> None:
+    record = [flush(10), flush(20), flush(30)]
+    states = run(record, bytearray(image.read_bytes()), History(), tmp_path, points=2)
+    next(states)
+    with (tmp_path / "state.img").open("rb") as held:
+        next(states)
+        assert os.fstat(held.fileno()).st_ino != (tmp_path / "state.img").stat().st_ino
 
 
 @pytest.mark.judge("mkfs.ext4", "e2fsck", "debugfs")
