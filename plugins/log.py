@@ -34,20 +34,24 @@ class Log(Around):
         if self._calls not in ("all", "failed", kind):
             return call
         extent, level, label, all_of_them = extent_of(name), self._level, self._label, self._calls != "failed"
+        clock, enabled = time.perf_counter_ns, log.isEnabledFor
 
         def logged(*arguments: Any) -> Any:
-            offset, length = extent(*arguments)
-            begun = time.perf_counter_ns()
+            if all_of_them and not enabled(level):  # it may be again after a reload
+                return call(*arguments)
+            begun = clock()
             try:
                 answer = call(*arguments)
             except BlockingIOError:
                 raise  # it comes again, in the pool
             except Exception as error:
-                taken = (time.perf_counter_ns() - begun) / 1000
+                taken = (clock() - begun) / 1000
+                offset, length = extent(*arguments)
                 log.log(level, "%s: %s %d+%d: %s after %.0f us", label, name, offset, length, error, taken)
                 raise
             if all_of_them:
-                taken = (time.perf_counter_ns() - begun) / 1000
+                taken = (clock() - begun) / 1000
+                offset, length = extent(*arguments)
                 log.log(level, "%s: %s %d+%d: %.0f us", label, name, offset, length, taken)
             return answer
 

@@ -7,11 +7,11 @@ command that touches it fails as WRITE PROTECTED before anything of it is writte
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from iscsid.plugin import BlockError, Device, Fault, Filter, LayerInfo, Option, hookimpl
 
-from .around import Around, Call, extent_of
+from .around import TRANSFERS, Around, Call
 
 OPTIONS = (
     Option("offset", "size", default=0, doc="where the protected range begins"),
@@ -35,15 +35,22 @@ class Range(Around):
     def around(self, name: str, kind: str, call: Call) -> Call:
         if kind not in ("write", "discard"):
             return call
-        extent, start, end = extent_of(name), self._start, self._end
+        start, end = self._start, self._end
 
-        def checked(*arguments: Any) -> Any:
-            offset, length = extent(*arguments)
+        def refuse() -> NoReturn:
+            raise BlockError(Fault.READ_ONLY, f"bytes {start} to {end} are protected")
+
+        def transfer(data: memoryview, offset: int) -> None:
+            if offset < end and offset + len(data) > start:
+                refuse()
+            call(data, offset)
+
+        def change(offset: int, length: int, *rest: Any) -> None:
             if offset < end and offset + length > start:
-                raise BlockError(Fault.READ_ONLY, f"bytes {start} to {end} are protected")
-            return call(*arguments)
+                refuse()
+            call(offset, length, *rest)
 
-        return checked
+        return transfer if name in TRANSFERS else change
 
 
 @hookimpl

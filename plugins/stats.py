@@ -5,7 +5,9 @@ what is: ``iscsid layer stats``. Each worker counts in a slot of its own, which 
 when the worker dies; its successor counts on. A call that is tried in vain in the worker's loop is not counted there,
 but when it is made in the pool.
 
-A histogram has a column for each power of two of nanoseconds: column n holds what took less than 2**n.
+A histogram has a column for each power of two of nanoseconds: column n holds what took less than 2**n. To look at the
+clock takes about as long as to find data that is at hand. So of the calls that do not wait, which take alike, each is
+counted and one in ``SAMPLE`` is timed, and stands for the others; of those that may wait, in the pool, each is timed.
 """
 
 from __future__ import annotations
@@ -19,19 +21,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from iscsid.plugin import BlockError, Device, Fault, LayerInfo, Option, Verb, hookimpl
+from iscsid.plugin import BlockError, Device, Fault, LayerInfo, Mode, Option, Verb, hookimpl
 
-from .around import Around, Call
+from .around import NOWAIT, TRANSFERS, Around, Call
 
 OPTIONS = (Option("path", "path", required=True, doc="the file of the counters, made if it is missing"),)
-MAGIC = b"iscsid stats 1\n\0"
+MAGIC = b"iscsid stats 2\n\0"
 HEADER = 64
 SLOTS = 64  # workers
 COLUMNS = 64
-_FIELDS = ("bytes", "errors", "nanoseconds")  # of calls; how many they were is the sum of the histogram
+SAMPLE = 64
+# How many were timed is the sum of the histogram. ``pending`` are untimed ones that are not in the others yet, so that
+# to count is to add to one number: their bytes, a multiple of 512, and in what that leaves free, how many they are.
+_FIELDS = ("bytes", "errors", "nanoseconds", "untimed", "pending")
+_BYTES, _ERRORS, _NANOSECONDS, _UNTIMED, _PENDING = range(len(_FIELDS))
+_FEW = 511
 _ORDER = ("read", "write", "discard", "flush")
-_PER_KIND = len(_FIELDS) + COLUMNS
-_PER_SLOT = len(_ORDER) * _PER_KIND
+_AT_HAND = len(_ORDER)  # from this row on, of each kind, the calls that do not wait
+_PER_ROW = len(_FIELDS) + COLUMNS
+_PER_SLOT = 2 * len(_ORDER) * _PER_ROW
 FILE_SIZE = HEADER + SLOTS * _PER_SLOT * 8
 
 
@@ -75,11 +83,27 @@ class Counters:
         """Of all workers, per kind: calls, bytes, errors, nanoseconds and the histogram."""
         answer: dict[str, dict[str, Any]] = {}
         for number, kind in enumerate(_ORDER):
-            starts = range(number * _PER_KIND, SLOTS * _PER_SLOT, _PER_SLOT)
-            sums = [sum(self.all[start + column] for start in starts) for column in range(_PER_KIND)]
-            histogram = sums[len(_FIELDS) :]
-            answer[kind] = {"calls": sum(histogram), **dict(zip(_FIELDS, sums, strict=False)), "histogram": histogram}
+            waited, at_hand = self._row(number), self._row(_AT_HAND + number)
+            answer[kind] = {name: waited[name] + at_hand[name] for name in ("calls", *_FIELDS[:_UNTIMED])}
+            columns = zip(waited["histogram"], at_hand["histogram"], strict=True)
+            answer[kind]["histogram"] = [one + other for one, other in columns]
         return answer
+
+    def _row(self, number: int) -> dict[str, Any]:
+        """Times of all its calls, as those tell that were timed."""
+        starts = range(number * _PER_ROW, SLOTS * _PER_SLOT, _PER_SLOT)
+        sums = [sum(self.all[start + column] for start in starts) for column in range(_PER_ROW)]
+        figures, histogram = dict(zip(_FIELDS, sums, strict=False)), sums[len(_FIELDS) :]
+        for start in starts:
+            pending = self.all[start + _PENDING]
+            figures["bytes"] += pending & ~_FEW
+            figures["untimed"] += pending & _FEW
+        timed = sum(histogram)
+        calls = figures["calls"] = timed + figures["untimed"]
+        if figures["untimed"] and timed:
+            figures["nanoseconds"] = figures["nanoseconds"] * calls // timed
+            histogram = [round(count * calls / timed) for count in histogram]
+        return {**figures, "histogram": histogram}
 
     def close(self) -> None:
         """The mapping itself goes with the last function that counts in it."""
@@ -99,13 +123,16 @@ class Stats(Around):
         super().__init__(below)
 
     def around(self, name: str, kind: str, call: Call) -> Call:
-        first = _ORDER.index(kind) * _PER_KIND
-        counts = self._slot[first : first + _PER_KIND]
+        at_hand = name in NOWAIT or (name in TRANSFERS and self.below.mode is Mode.INLINE)
+        first = (_ORDER.index(kind) + _AT_HAND * at_hand) * _PER_ROW
+        counts = self._slot[first : first + _PER_ROW]
         if name == "flush":
-            return _counted_flush(call, counts)
-        if name in ("view", "write_zeroes", "discard"):
-            return _counted_range(call, counts)
-        return _counted_transfer(call, counts)
+            return _timed_flush(call, counts)
+        if name == "view":
+            return _sampled_view(call, counts)
+        if name not in TRANSFERS:
+            return _timed_range(call, counts)
+        return _sampled_transfer(call, counts) if at_hand else _timed_transfer(call, counts)
 
     def close(self) -> None:
         try:
@@ -115,9 +142,12 @@ class Stats(Around):
             self._counters.close()
 
 
-def _counted_transfer(call: Call, counts: memoryview) -> Call:
-    """The hot one: nothing in it that need not be."""
-    clock = time.perf_counter_ns
+# The functions that count are called for each command: nothing is in them that need not be. Between reading a counter
+# and writing it back is no call, so that no other thread comes between.
+
+
+def _timed_transfer(call: Call, counts: memoryview) -> Call:
+    clock, columns = time.perf_counter_ns, counts[len(_FIELDS) :]
 
     def counted(buffer: memoryview, offset: int) -> None:
         begun = clock()
@@ -126,37 +156,92 @@ def _counted_transfer(call: Call, counts: memoryview) -> Call:
         except BlockingIOError:
             raise
         except Exception:
-            counts[1] += 1
+            counts[_ERRORS] += 1
             raise
         taken = clock() - begun
-        counts[0] += len(buffer)
-        counts[2] += taken
-        counts[3 + taken.bit_length()] += 1
+        length, column = len(buffer), taken.bit_length()
+        counts[_BYTES] += length
+        counts[_NANOSECONDS] += taken
+        columns[column] += 1
 
     return counted
 
 
-def _counted_range(call: Call, counts: memoryview) -> Call:
-    clock = time.perf_counter_ns
+def _sampled_transfer(call: Call, counts: memoryview) -> Call:
+    timed, left = _timed_transfer(call, counts), 0
+
+    def counted(buffer: memoryview, offset: int) -> None:
+        nonlocal left
+        if left <= 0:
+            timed(buffer, offset)
+            left = _settle(counts)
+            return
+        left -= 1
+        try:
+            call(buffer, offset)
+        except BlockingIOError:
+            raise
+        except Exception:
+            counts[_ERRORS] += 1
+            raise
+        size = len(buffer) + 1
+        counts[_PENDING] += size
+
+    return counted
+
+
+def _settle(counts: memoryview) -> int:
+    """Add what is pending to the other figures; how many calls may be pending until this has to be done again."""
+    pending = counts[_PENDING]
+    counts[_BYTES] += pending & ~_FEW
+    counts[_UNTIMED] += pending & _FEW
+    counts[_PENDING] = 0
+    return SAMPLE - 1
+
+
+def _timed_range(call: Call, counts: memoryview) -> Call:
+    clock, columns = time.perf_counter_ns, counts[len(_FIELDS) :]
 
     def counted(offset: int, length: int, *rest: Any) -> Any:
         begun = clock()
         try:
             answer = call(offset, length, *rest)
         except Exception:
-            counts[1] += 1
+            counts[_ERRORS] += 1
             raise
         taken = clock() - begun
-        counts[0] += length
-        counts[2] += taken
-        counts[3 + taken.bit_length()] += 1
+        column = taken.bit_length()
+        counts[_BYTES] += length
+        counts[_NANOSECONDS] += taken
+        columns[column] += 1
         return answer
 
     return counted
 
 
-def _counted_flush(call: Call, counts: memoryview) -> Call:
-    counted = _counted_range(lambda _offset, _length: call(), counts)
+def _sampled_view(call: Call, counts: memoryview) -> Call:
+    timed, left = _timed_range(call, counts), 0
+
+    def counted(offset: int, length: int) -> Any:
+        nonlocal left
+        if left <= 0:
+            answer = timed(offset, length)
+            left = _settle(counts)
+            return answer
+        left -= 1
+        try:
+            answer = call(offset, length)
+        except Exception:
+            counts[_ERRORS] += 1
+            raise
+        counts[_PENDING] += length + 1
+        return answer
+
+    return counted
+
+
+def _timed_flush(call: Call, counts: memoryview) -> Call:
+    counted = _timed_range(lambda _offset, _length: call(), counts)
     return lambda: counted(0, 0)
 
 
@@ -187,8 +272,8 @@ def iscsid_layer_verb(
         counters.close()
     for figures in totals.values():
         histogram = figures.pop("histogram")
-        calls = figures["calls"]
-        figures["mean_us"] = round(figures.pop("nanoseconds") / calls / 1000, 1) if calls else 0.0
+        calls, nanoseconds = figures["calls"], figures.pop("nanoseconds")
+        figures["mean_us"] = round(nanoseconds / calls / 1000, 1) if calls else 0.0
         for name_of, share in (("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999)):
             figures[name_of] = percentile(histogram, share)
         figures["histogram"] = {

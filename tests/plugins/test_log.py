@@ -41,6 +41,18 @@ def test_failed_calls_say_why(below: Recorder, wrap: Wrap, caplog: pytest.LogCap
     assert "device: read_into 0+4096: a scratch after " in record.getMessage()
 
 
+def test_lines_that_nobody_wants_are_not_made_until_somebody_does(
+    below: Recorder, wrap: Wrap, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    device = wrap(below, "log", level="debug")
+    read(device)
+    assert not caplog.records
+    caplog.set_level(logging.DEBUG)
+    read(device)
+    assert len(caplog.records) == 1
+
+
 def test_kind_that_is_not_asked_for_is_the_call_below(below: Recorder, wrap: Wrap) -> None:
     device = wrap(below, "log", calls="write")
     assert device.read_into == below.read_into

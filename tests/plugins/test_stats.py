@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from iscsid_plugins.stats import Counters, percentile
+from iscsid_plugins.stats import SAMPLE, Counters, percentile
 from layer_kit import Recorder, read, write
 
+from iscsid.block.device import Mode
 from iscsid.block.guard import Guarded
 from iscsid.errors import BlockError, Fault, PluginError
 from iscsid.plugin.manager import Plugins
@@ -45,6 +47,44 @@ def test_calls_bytes_and_times_are_counted(below: Recorder, wrap: Wrap, path: st
     assert sum(found["read"]["histogram"]) == 4
     assert found["read"]["nanoseconds"] > 0
     guard.close()
+
+
+def test_calls_that_do_not_wait_are_all_counted_and_some_of_them_timed(wrap: Wrap, path: str) -> None:
+    below = Recorder()
+    below.mode = Mode.INLINE
+    slow, timed = time.perf_counter_ns, []
+
+    def clock() -> int:
+        timed.append(slow())
+        return timed[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.perf_counter_ns", clock)
+        guard = Guarded(wrap(below, "stats", path=path))
+    for count in range(1, 2 * SAMPLE + 2):
+        read(guard)
+        write(guard, bytes(512 * count))
+        found = totals(path)
+        assert (found["read"]["calls"], found["read"]["bytes"]) == (count, 4096 * count)
+        assert (found["write"]["calls"], found["write"]["bytes"]) == (count, 512 * sum(range(count + 1)))
+    assert len(timed) == 2 * 2 * 3  # begin and end of a read and a write: the first, and after each SAMPLE
+    assert sum(found["read"]["histogram"]) == pytest.approx(2 * SAMPLE + 1, abs=2)  # they stand for the others
+    guard.close()
+    successor = wrap(below, "stats", path=path)
+    assert totals(path)["read"]["calls"] == 2 * SAMPLE + 1
+    successor.close()
+
+
+def test_lent_memory_is_counted(wrap: Wrap, path: str, all_plugins: Plugins) -> None:
+    options = all_plugins.prepare("ram", {"size": 1 << 20})
+    guard = Guarded(wrap(all_plugins.open("ram", options, "worker"), "stats", path=path))
+    for _ in range(5):
+        assert len(guard.view(4096, 512)) == 512
+    figures = totals(path)["read"]
+    assert (figures["calls"], figures["bytes"], figures["errors"]) == (5, 5 * 512, 0)
+    assert sum(figures["histogram"]) == 5
+    guard.close()
+    all_plugins.release("ram", options)
 
 
 def test_failures_are_counted_and_tries_in_vain_are_not(below: Recorder, wrap: Wrap, path: str) -> None:
