@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE: Final = 0.05  # seconds
 LAST_PAUSE: Final = 5.0
+_LEAVING: Final = "the server is shutting down"
 _FAILURES: Final = (OSError, Lost, Unanswered, BlockError, protocol.Refused, protocol.Violation)
 
 
@@ -81,7 +82,7 @@ class Client:
                 number = protocol.error_number(request.error)
                 if number != protocol.SHUTTING_DOWN:
                     raise self._error(request, number)
-                self._lose(connection, "the server is shutting down")
+                self._lose(connection, _LEAVING)
             request.reset()
             now = time.monotonic()
             give_up = give_up or now + self._settings.reconnect
@@ -212,9 +213,13 @@ class Client:
             data = memoryview(entry.data) if entry.kind == protocol.CMD_WRITE else None
             request = Request(entry.kind, entry.offset, entry.length, data, entry.flags)
             connection.perform(request, time.monotonic() + self._settings.timeout)
-            if request.error:
-                self._damage = f"{self._settings.address}: what the server lost could not be written again"
-                log.error("%s: %s", self._damage, self._error(request, protocol.error_number(request.error)))
+            if not request.error:
+                continue
+            number = protocol.error_number(request.error)
+            if number == protocol.SHUTTING_DOWN:
+                raise Lost(_LEAVING)  # to the one who comes after it, it is told again from the beginning
+            self._damage = f"{self._settings.address}: what the server lost could not be written again"
+            log.error("%s: %s", self._damage, self._error(request, number))
 
     def _more(self) -> list[Connection]:
         """The other connections, where the server says that they are as good as one; as many as it takes."""

@@ -374,6 +374,23 @@ def test_server_that_is_lost_while_it_is_told_again_is_told_again() -> None:
         client.close()
 
 
+def test_server_that_shuts_down_while_it_is_told_again_is_one_that_is_lost() -> None:
+    forgetful = bytearray(SIZE)
+
+    def leaving_politely(peer: Peer) -> None:
+        peer.shake()
+        peer.answer(peer.asked(), forgetful)
+        peer.simple(peer.asked().cookie, errno.ESHUTDOWN)
+
+    with Script(leaving(2, memory=forgetful), leaving_politely, honest) as script:
+        client = script.client(journal=1 << 20)
+        for number in range(2):
+            client.change(write(512 * number, bytes([number + 1]) * 512))
+        client.flush()
+        assert script.memory[:1024] == b"\1" * 512 + b"\2" * 512
+        client.close()
+
+
 def test_without_a_journal_nothing_is_told_again() -> None:
     with Script(leaving(1), honest) as script:
         client = script.client()
