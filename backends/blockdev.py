@@ -50,6 +50,9 @@ class BlockDevice(DescriptorDevice):
         if direct:
             self.alignment = self.block_size
 
+    def current_size(self) -> int:
+        return linux.block_geometry(self._fd).size
+
     def discard(self, offset: int, length: int) -> None:
         linux.block_discard(self._claim, offset, length)
 

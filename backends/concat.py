@@ -91,6 +91,9 @@ class ConcatDevice(Device):
         if failure is not None:
             raise failure
 
+    def current_size(self) -> int:
+        return self.size - sum(max(0, member.size - member.current_size()) for member in self._members)
+
     def discard(self, offset: int, length: int) -> None:
         for member, start, size in self._parts(offset, length):
             self._members[member].discard(start, size)

@@ -67,6 +67,9 @@ class FileDevice(DescriptorDevice):
             self.alignment = self.block_size = direct_alignment(fd)
             self.physical_block_size = physical_block_size or self.discard_granularity
 
+    def current_size(self) -> int:
+        return os.fstat(self._fd).st_size
+
     def discard(self, offset: int, length: int) -> None:
         linux.punch_hole(self._fd, offset, length)
 
@@ -178,14 +181,18 @@ def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 @hookimpl
-def iscsid_resize(options: Mapping[str, Any], size: int) -> None:
+def iscsid_resize(options: Mapping[str, Any], size: int, shrink: bool) -> None:
     claim, path = options["claim"], options["path"]
     if os.fstat(claim).st_size == size:
         return
     # The claim of a file that had its size before is read-only.
     fd = reopen(claim, path, os.O_RDWR)
     try:
-        _grow(fd, path, size)
+        have = os.fstat(fd).st_size
+        if size < have and not shrink:
+            words = f"{path} has {have} bytes: what is behind {size} would be lost; say shrink to do it"
+            raise BlockError(Fault.INVALID, words)
+        os.ftruncate(fd, size)
     finally:
         os.close(fd)
 

@@ -39,7 +39,8 @@ class Mode(enum.Enum):
 class Threading(enum.Enum):
     """How many threads may be inside one device object at once."""
 
-    SERIAL = "serial"  # one call at a time
+    SERIAL = "serial"  # one call at a time, in all devices of the medium that a process has
+    PER_HANDLE = "per-handle"  # one call at a time in each; several devices of the medium may be opened to have more
     PARALLEL = "parallel"  # any number
 
 
@@ -116,7 +117,10 @@ class Device:
     threading: Threading = Threading.SERIAL
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer`` from ``offset``. A short read is an error, never a partly filled buffer."""
+        """Fill ``buffer`` from ``offset``. A short read is an error, never a partly filled buffer.
+
+        Returns nothing; a number that is returned by this or one of the calls that write is taken for that of bytes.
+        """
         raise NotImplementedError
 
     def write(self, data: memoryview, offset: int) -> None:
@@ -162,6 +166,10 @@ class Device:
     def view(self, offset: int, length: int) -> memoryview:
         """Lend the range where it lies. The bytes may change under the borrower; the mapping may not go away."""
         raise NotImplementedError
+
+    def current_size(self) -> int:
+        """How many bytes the medium has now. Asked when a call has failed: one that was cut has fewer than ``size``."""
+        return self.size
 
     def close(self) -> None:
         """Release what the device holds. Called once; no other call follows."""

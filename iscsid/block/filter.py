@@ -81,6 +81,10 @@ class Filter(Device):
         answer = dataclasses.replace(self.below.capabilities(), **hidden)
         return dataclasses.replace(answer, write=Support.NONE) if self.readonly else answer
 
+    def current_size(self) -> int:
+        """As much less than ``size`` as the device below has less than its own."""
+        return max(0, self.size - max(0, self.below.size - self.below.current_size()))
+
     def close(self) -> None:
         self.below.close()
 

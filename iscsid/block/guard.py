@@ -8,7 +8,8 @@ Everything above ``block`` holds a :class:`Guarded`, never a Device. Four rules 
   refused with UNSUPPORTED (or READ_ONLY). What can be advertised is read from ``can`` and from nothing else.
 * A call that has changed something stays in its thread (``block.turn``): the next step of its command may depend on it.
 * A device raises BlockError or OSError. Whatever else comes out of it is a bug of its own and leaves here as
-  BlockError(INTERNAL) with the original as its cause.
+  BlockError(INTERNAL) with the original as its cause; SystemExit, too: a device ends nobody's process. One that says
+  how many bytes it has read or written, and they are not all, has failed.
 
 ``read_now``, ``write_now`` and ``view`` are what the worker's loop calls for each command. They are closures made once
 at construction: one check of the range and one call of the device.
@@ -24,8 +25,9 @@ from typing import Any, NoReturn, Protocol
 
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Space, Support, Threading
 from iscsid.block.fault import fault_of
+from iscsid.block.health import FLUSH, READ, WRITE, Health
 from iscsid.block.ranges import checked, chunks, merged, whole_blocks
-from iscsid.block.turn import stay
+from iscsid.block.turn import Later, stay
 from iscsid.errors import BlockError, Fault
 
 MIN_BLOCK_SIZE = 512
@@ -53,9 +55,11 @@ _METHODS = {
     "read_nowait": "read_nowait",
     "write_nowait": "write_nowait",
 }
+# What is not of the device, however it comes out of it.
+_PASSING = (Later, KeyboardInterrupt, GeneratorExit)
 _LENGTHS = ("physical_block_size", "minimum_io", "optimal_io", "discard_granularity", "discard_alignment")
 
-Transfer = Callable[[memoryview, int], None]
+Transfer = Callable[[memoryview, int], object]
 
 
 class Exclusive(Protocol):
@@ -77,7 +81,8 @@ class Guarded:
     meet; this room makes no locks, so the daemon puts a real one there. ``read_now`` and ``write_now`` need no lock: a
     serialised device, which therefore is never ``inline``, always refuses them.
 
-    ``io_timeout`` is how many seconds a call may take before the daemon answers without it; 0.0: any number.
+    ``io_timeout`` is how many seconds a call may take before the daemon answers without it; 0.0: any number. ``label``
+    is what to call the device in messages, and ``health`` what has gone wrong in it.
 
     ``exclusive(offset, length, wait=True)`` is a context manager around calls that no other holder of an overlapping
     range may meet, whichever process it is in; it is entered before ``lock``. Without ``wait``, entering raises
@@ -100,8 +105,10 @@ class Guarded:
         "discard_granularity",
         "discard_zeroes",
         "exclusive",
+        "health",
         "inline",
         "io_timeout",
+        "label",
         "lends",
         "lock",
         "minimum_io",
@@ -139,7 +146,8 @@ class Guarded:
         self.readonly = readonly or device.readonly or not declared["write"]
         self.can = _complete(declared, self.readonly)
         self.volatile = self.can.flush is Support.NATIVE
-        self.serialised = device.threading is Threading.SERIAL
+        # Several handles are the manager's to give; a handle by itself is serial.
+        self.serialised = device.threading is not Threading.PARALLEL
         # The loop takes no lock, and long jobs go to the pool even of a device that never waits.
         self.inline = device.mode is Mode.INLINE and not self.serialised
         self.lends = self.can.view is Support.NATIVE
@@ -149,6 +157,8 @@ class Guarded:
         self.lock = contextlib.nullcontext()
         self.exclusive = _unshared
         self.io_timeout = 0.0
+        self.label = type(device).__name__
+        self.health = Health()
         self._bounces: list[mmap.mmap] = []
         self._bind(device)
 
@@ -193,33 +203,35 @@ class Guarded:
         """Fill ``buffer`` from ``offset``."""
         self._check(offset, len(buffer))
         try:
-            self._read(buffer, offset)
-        except Exception as error:
-            _rethrow(error, writing=False)
+            done = self._read(buffer, offset)
+            if done is not None:
+                _whole(done, len(buffer), Fault.READ_ERROR)
+        except BaseException as error:
+            _rethrow(self, error, READ)
 
     def write(self, data: memoryview, offset: int, fua: bool = False) -> None:
         """Write all of ``data``; with ``fua`` it is on the medium at the return."""
         self._check(offset, len(data))
         self._need(self.can.write)
         try:
-            if not fua:
-                self._write(data, offset)
-            elif self.can.fua is Support.NATIVE:
-                self._write_fua(data, offset)
-            else:
-                self._write(data, offset)
-                stay()
-                self._flush()
-        except Exception as error:
-            _rethrow(error, writing=True)
+            emulates = fua and self.can.fua is not Support.NATIVE
+            done = self._write_fua(data, offset) if fua and not emulates else self._write(data, offset)
+            if done is not None:
+                _whole(done, len(data), Fault.WRITE_ERROR)
+        except BaseException as error:
+            _rethrow(self, error, WRITE)
         stay()
+        if emulates:
+            self.flush()
 
     def flush(self) -> None:
         """Put every completed write on the medium. Nothing to do where nothing is ``volatile``."""
+        device = self._open()
         try:
-            self._flush()
-        except Exception as error:
-            _rethrow(error, writing=True)
+            if self.volatile:
+                device.flush()
+        except BaseException as error:
+            _rethrow(self, error, FLUSH)
 
     def discard(self, offset: int, length: int) -> None:
         """Give the range back to the medium; it reads as zeros afterwards exactly if ``discard_zeroes``."""
@@ -228,8 +240,8 @@ class Guarded:
         if length:
             try:
                 self._open().discard(offset, length)
-            except Exception as error:
-                _rethrow(error, writing=True)
+            except BaseException as error:
+                _rethrow(self, error, WRITE)
             stay()
 
     def write_zeroes(self, offset: int, length: int, may_unmap: bool = False, fua: bool = False) -> None:
@@ -238,15 +250,17 @@ class Guarded:
         self._need(self.can.write_zeroes)
         try:
             if length and not self._native_zeroes(offset, length, may_unmap):
-                write = self._open().write  # not through the bounce buffers: the zeros are page-aligned
+                write: Transfer = self._open().write  # not through the bounce buffers: the zeros are page-aligned
                 for at, size in chunks(offset, length, CHUNK):
-                    write(_ZEROES[:size], at)
+                    done = write(_ZEROES[:size], at)
+                    if done is not None:
+                        _whole(done, size, Fault.WRITE_ERROR)
                     stay()
-            stay()
-            if fua:
-                self._flush()
-        except Exception as error:
-            _rethrow(error, writing=True)
+        except BaseException as error:
+            _rethrow(self, error, WRITE)
+        stay()
+        if fua:
+            self.flush()
 
     def block_status(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield extents of whole blocks that cover the range, neighbours differing in content.
@@ -262,8 +276,8 @@ class Guarded:
         try:
             extents = checked(self._open().block_status(offset, length), offset, length)
             yield from merged(whole_blocks(extents, self.block_size))
-        except Exception as error:
-            _rethrow(error, writing=False)
+        except BaseException as error:
+            _rethrow(self, error, READ)
 
     def prefetch(self, offset: int, length: int) -> None:
         """Start to bring the range into the cache."""
@@ -272,17 +286,24 @@ class Guarded:
         if length:
             try:
                 self._open().prefetch(offset, length)
-            except Exception as error:
-                _rethrow(error, writing=False)
+            except BaseException as error:
+                _rethrow(self, error, READ)
 
     def space(self) -> Space:
         """How full the medium is."""
         self._need(self.can.space)
         try:
             used, available = self._open().space()
-        except Exception as error:
-            _rethrow(error, writing=False)
+        except BaseException as error:
+            _rethrow(self, error, READ)
         return Space(max(0, used), max(0, available))
+
+    def current_size(self) -> int:
+        """How many bytes the medium has now: fewer than ``size`` where it was cut while in use."""
+        try:
+            return int(self._open().current_size())
+        except BaseException as error:
+            _rethrow(self, error, READ)
 
     @property
     def closed(self) -> bool:
@@ -300,8 +321,8 @@ class Guarded:
         self._bounces.clear()
         try:
             device.close()
-        except Exception as error:
-            _rethrow(error, writing=True)
+        except BaseException as error:
+            _rethrow(self, error, WRITE)
 
     # Parts of the above.
 
@@ -319,11 +340,6 @@ class Guarded:
             # A call that only a read-only device lacks fails for that reason.
             raise BlockError(Fault.READ_ONLY if self.readonly else Fault.UNSUPPORTED)
 
-    def _flush(self) -> None:
-        device = self._open()
-        if self.volatile:
-            device.flush()
-
     def _native_zeroes(self, offset: int, length: int, may_unmap: bool) -> bool:
         """Let the device do it; False when it cannot after all (a range or a file system it cannot do it for)."""
         if self.can.write_zeroes is not Support.NATIVE:
@@ -340,12 +356,14 @@ class Guarded:
         """``read`` through an aligned buffer when that of the caller is not aligned."""
         alignment = self._open().alignment
 
-        def bounced(buffer: memoryview, offset: int) -> None:
+        def bounced(buffer: memoryview, offset: int) -> object:
             if is_aligned(buffer, alignment):
                 return read(buffer, offset)
             with self._bounce() as bounce:
                 for at, size in chunks(0, len(buffer), CHUNK):
-                    read(bounce[:size], offset + at)
+                    done = read(bounce[:size], offset + at)
+                    if done is not None:
+                        _whole(done, size, Fault.READ_ERROR)
                     buffer[at : at + size] = bounce[:size]
             return None
 
@@ -355,13 +373,15 @@ class Guarded:
         """``write`` through an aligned buffer when that of the caller is not aligned."""
         alignment = self._open().alignment
 
-        def bounced(data: memoryview, offset: int) -> None:
+        def bounced(data: memoryview, offset: int) -> object:
             if is_aligned(data, alignment):
                 return write(data, offset)
             with self._bounce() as bounce:
                 for at, size in chunks(0, len(data), CHUNK):
                     bounce[:size] = data[at : at + size]
-                    write(bounce[:size], offset + at)
+                    done = write(bounce[:size], offset + at)
+                    if done is not None:
+                        _whole(done, size, Fault.WRITE_ERROR)
                     stay()
             return None
 
@@ -397,15 +417,18 @@ def is_aligned(buffer: memoryview, alignment: int) -> bool:
 
 def _guarded_transfer(guard: Guarded, transfer: Transfer, *, writing: bool) -> Transfer:
     size, mask, block_size = guard.size, guard._mask, guard.block_size
+    kind, short = (WRITE, Fault.WRITE_ERROR) if writing else (READ, Fault.READ_ERROR)
 
     def guarded(buffer: memoryview, offset: int) -> None:
         length = len(buffer)
         if offset < 0 or offset + length > size or (offset | length) & mask:
             _refuse(offset, length, size, block_size)
         try:
-            transfer(buffer, offset)
-        except Exception as error:
-            _rethrow(error, writing)
+            done = transfer(buffer, offset)
+            if done is not None:
+                _whole(done, length, short)
+        except BaseException as error:
+            _rethrow(guard, error, kind)
 
     return guarded
 
@@ -417,9 +440,12 @@ def _guarded_view(guard: Guarded, view: Callable[[int, int], memoryview]) -> Cal
         if offset < 0 or length < 0 or offset + length > size or (offset | length) & mask:
             _refuse(offset, length, size, block_size)
         try:
-            return view(offset, length)
-        except Exception as error:
-            _rethrow(error, writing=False)
+            lent = view(offset, length)
+            if len(lent) != length:
+                _whole(len(lent), length, Fault.READ_ERROR)
+            return lent
+        except BaseException as error:
+            _rethrow(guard, error, READ)
 
     return guarded
 
@@ -430,12 +456,22 @@ def _refuse(offset: int, length: int, size: int, block_size: int) -> NoReturn:
     raise BlockError(Fault.INVALID, f"{length} bytes at {offset}: not whole blocks of {block_size} bytes")
 
 
-def _rethrow(error: Exception, writing: bool) -> NoReturn:
+def _whole(done: object, length: int, fault: Fault) -> None:
+    """What a device says of the bytes that it has moved; one that says nothing has moved all."""
+    if done != length:
+        raise BlockError(fault, f"the device has moved {done!r} of {length} bytes")
+
+
+def _rethrow(guard: Guarded, error: BaseException, kind: str) -> NoReturn:
+    """What a device has raised in a call of this kind, as those above expect it."""
     try:
+        if isinstance(error, (BlockingIOError, *_PASSING)):
+            raise error
+        guard.health.note(kind, error)
         if isinstance(error, (BlockError, OSError)):
             raise error
         words = f"the device raised {type(error).__name__}: {error}"
-        raise BlockError(fault_of(error, writing), words) from error
+        raise BlockError(fault_of(error, writing=kind != READ), words) from error
     finally:
         # The traceback holds this frame. Without the cycle all that it holds, buffers above all, is freed at once.
         del error

@@ -91,11 +91,23 @@ class Xor(Filter):
 
 def test_every_call_of_a_device_is_passed_on_or_hidden() -> None:
     public = {name for name, value in vars(Device).items() if callable(value) and not name.startswith("_")}
-    assert public == {*CALLS, "close", "capabilities"}
+    assert public == {*CALLS, "close", "capabilities", "current_size"}
     assert {capability for capability in CALLS.values() if capability} == {
         field.name for field in dataclasses.fields(Capabilities)
     }
     assert {way for ways in AROUND.values() for way in ways} <= set(CALLS)
+
+
+def test_layer_is_as_much_too_short_as_the_device_below() -> None:
+    class Part(Nothing):
+        size = 512
+
+    class Cut(Able):
+        def current_size(self) -> int:
+            return self.size - left
+
+    for left, whole, part in ((0, 1 << 16, 512), (500, (1 << 16) - 500, 12), (1024, (1 << 16) - 1024, 0)):
+        assert (Nothing(Cut()).current_size(), Part(Cut()).current_size()) == (whole, part)
 
 
 def test_every_fact_of_a_device_is_known() -> None:

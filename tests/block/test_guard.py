@@ -379,7 +379,7 @@ def test_discard_and_prefetch_go_to_the_device() -> None:
 def test_only_a_parallel_device_that_never_waits_is_inline(mode: Mode, threads: Threading) -> None:
     guard = Guarded(Plain(mode=mode, threading=threads))
     assert guard.inline is (mode is Mode.INLINE and threads is Threading.PARALLEL)
-    assert guard.serialised is (threads is Threading.SERIAL)
+    assert guard.serialised is (threads is not Threading.PARALLEL)
 
 
 def test_now_calls_of_an_inline_device_are_its_plain_calls() -> None:
@@ -489,6 +489,89 @@ def test_any_other_error_is_internal_with_its_cause(error: Exception) -> None:
             call()
         assert caught.value.fault is Fault.INTERNAL
         assert caught.value.__cause__ is error
+
+
+def test_device_that_exits_ends_nobody() -> None:
+    for call in calls_of(Guarded(Broken(SystemExit(3)))):
+        with pytest.raises(BlockError) as caught:
+            call()
+        assert caught.value.fault is Fault.INTERNAL
+
+
+class Counting(Plain):
+    """Says how many bytes it has moved: ``less`` than all."""
+
+    def __init__(self, less: int, **facts: Any) -> None:
+        super().__init__(**facts)
+        self.less = less
+
+    def read_into(self, buffer: memoryview, offset: int) -> Any:
+        return len(buffer) - self.less
+
+    def write(self, data: memoryview, offset: int) -> Any:
+        return len(data) - self.less
+
+    def view(self, offset: int, length: int) -> memoryview:
+        return memoryview(self.memory)[offset : offset + length - self.less]
+
+    read_nowait = read_into
+    write_fua = write_nowait = write
+
+
+@pytest.mark.parametrize("facts", [INLINE, {"threading": Threading.PARALLEL}, {"alignment": 512}])
+def test_device_that_returns_short_has_failed(facts: dict[str, Any]) -> None:
+    guard = Guarded(Counting(1, **facts))
+    reads = [lambda: guard.read_into(buffer(), 0)]
+    writes = [lambda: guard.write(buffer(), 0), lambda: guard.write(buffer(), 0, fua=True)]
+    if "alignment" not in facts:
+        reads += [lambda: guard.read_now(buffer(), 0), lambda: guard.view(0, 512)]  # type: ignore[list-item]
+        writes += [lambda: guard.write_now(buffer(), 0), lambda: guard.write_zeroes(0, 512)]
+    assert {fault(call) for call in reads} == {Fault.READ_ERROR}
+    assert {fault(call) for call in writes} == {Fault.WRITE_ERROR}
+    assert guard.health.counts == {"read": len(reads), "write": len(writes), "flush": 0}
+    assert guard.health.words == "the device has moved 511 of 512 bytes"
+
+
+def test_device_that_counts_what_it_moves_is_well() -> None:
+    guard = Guarded(Counting(0, **INLINE))
+    for call in calls_of(guard)[:5]:
+        call()
+    assert guard.health.kind == ""
+
+
+def test_device_that_is_cut_tells_its_size() -> None:
+    device = Plain()
+    guard = Guarded(device)
+    device.size = 512
+    assert (guard.current_size(), guard.size) == (512, SIZE)
+
+
+def test_errors_are_noted_by_their_kind() -> None:
+    guard = Guarded(Broken(OSError(errno.EIO, "bad sector")))
+    for call in calls_of(guard):
+        with pytest.raises(OSError, match="bad sector"):
+            call()
+    assert guard.health.counts == {"read": 5, "write": 5, "flush": 1}
+    assert guard.health.kind == "read"  # space, the last
+    assert (guard.health.fault, guard.health.words) == (Fault.READ_ERROR, "[Errno 5] bad sector")
+
+
+def test_forced_write_whose_flush_fails_is_a_flush_that_failed() -> None:
+    class Volatile(Flushing):
+        def flush(self) -> None:
+            raise BlockError(Fault.WRITE_ERROR)
+
+    guard = Guarded(Volatile())
+    assert fault(guard.write, buffer(), 0, fua=True) is Fault.WRITE_ERROR
+    assert guard.health.counts == {"read": 0, "write": 0, "flush": 1}
+
+
+def test_would_block_is_no_error() -> None:
+    guard = Guarded(Broken(BlockingIOError()))
+    for call in calls_of(guard):
+        with pytest.raises(BlockingIOError):
+            call()
+    assert guard.health.kind == ""
 
 
 def test_lack_of_memory_in_the_device_is_a_lack_of_resources() -> None:
