@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from iscsid.block.device import Support
 from iscsid.errors import ScsiError
-from iscsid.scsi.commands import COMMANDS, Access, Attention, Command, Feature, Handler
-from iscsid.scsi.conflict import forbids
-from iscsid.scsi.const import Status
+from iscsid.scsi.commands import COMMANDS, Attention, Command, Feature, Handler
+from iscsid.scsi.conflict import check
 from iscsid.scsi.log import Figures
 from iscsid.scsi.mode import ModeState, fitted
 from iscsid.scsi.plan import Job, Plan, Write
-from iscsid.scsi.ports import ACTIVE, NOT_ACCESSIBLE, ONE_GROUP, AccessState, PortGroup, state_of
-from iscsid.scsi.removable import FIXED, Medium
+from iscsid.scsi.ports import ACTIVE, ONE_GROUP, PortGroup, state_of
+from iscsid.scsi.removable import FIXED, WHILE_STOPPED, Medium
 from iscsid.scsi.reservation import EMPTY, Reservations, restriction
 from iscsid.scsi.sanitize import ALLOWED, Gauge, LocalGauge, Sanitize, refusal
 from iscsid.scsi.sense import Reason
@@ -115,6 +114,7 @@ class LogicalUnit:
 
     __slots__ = (
         "_dispatch",
+        "_failure",
         "_ignores_attention",
         "_medium",
         "_mode_state",
@@ -189,6 +189,7 @@ class LogicalUnit:
         self.progress: Gauge = LocalGauge()
         self._sanitize: Sanitize | None = None
         self._medium = medium
+        self._failure: Reason | None = None
         self.default_mode_state = ModeState(wce=self.volatile)
         self.saved_mode_state: ModeState | None = None
         self.mode_state = self.default_mode_state
@@ -229,11 +230,31 @@ class LogicalUnit:
             self._medium = state
             self._make_dispatch()
 
+    @property
+    def failure(self) -> Reason | None:
+        """Why the server cannot use the medium at all; None: it can. What needs it is refused from the next command
+        on."""
+        return self._failure
+
+    @failure.setter
+    def failure(self, reason: Reason | None) -> None:
+        if reason != self._failure:
+            self._failure = reason
+            self._make_dispatch()
+
+    @property
+    def hindrance(self) -> Reason | None:
+        """Why the unit is not ready; None: it is."""
+        return self._medium.hindrance or self._failure
+
     def executes(self, opcode: int) -> bool:
         """Whether some command with this operation code is executed in the state that the unit is in."""
         if self._sanitize is not None:
             return opcode in ALLOWED[self._sanitize.failed]
-        return any(self._medium.executes(command.name) for command in self.commands if command.opcode == opcode)
+        return any(self._executes(command.name) for command in self.commands if command.opcode == opcode)
+
+    def _executes(self, name: str) -> bool:
+        return self._medium.executes(name) and (self._failure is None or name in WHILE_STOPPED)
 
     def _make_dispatch(self) -> None:
         state, sanitizing = self._mode_state, self._sanitize
@@ -246,11 +267,11 @@ class LogicalUnit:
 
     def _ready_commands(self) -> Sequence[Command]:
         """The commands, with a refusal, whatever the CDB says, in the place of what is not executed for now."""
-        if self._medium.hindrance is None:
+        if self.hindrance is None:
             return self.commands
         return [
             command
-            if self._medium.executes(command.name)
+            if self._executes(command.name)
             else dataclasses.replace(command, handler=_not_ready, writes=False, usage=b"\xff" * len(command.usage))
             for command in self.commands
         ]
@@ -292,26 +313,11 @@ class LogicalUnit:
         return handler(self, cdb, nexus)
 
 
-_ALLOWED_IN: dict[AccessState, frozenset[Access]] = {
-    AccessState.ACTIVE_OPTIMIZED: frozenset(Access),
-    AccessState.ACTIVE_NON_OPTIMIZED: frozenset(Access),
-    AccessState.STANDBY: frozenset({Access.STANDBY, Access.UNAVAILABLE, Access.ALWAYS}),
-    AccessState.UNAVAILABLE: frozenset({Access.UNAVAILABLE, Access.ALWAYS}),
-    AccessState.OFFLINE: frozenset({Access.ALWAYS}),
-    AccessState.TRANSITIONING: frozenset({Access.ALWAYS}),
-}
-
-
 def _check_restrictions(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> None:
-    """Raise RESERVATION CONFLICT for a command that a reservation of another nexus forbids, and then (SAM-5 5.3.3) the
-    NOT READY of one that the state of its target port forbids; unknown ones pass, for they are refused next."""
+    """See ``conflict.check``; unknown commands pass, for they are refused next."""
     for command in lu.commands:
         if command.opcode == cdb[0] and command.service_action in (None, cdb[1] & 0x1F):
-            if forbids(lu.state.reservations, nexus.id, command, cdb):
-                raise ScsiError(Status.RESERVATION_CONFLICT)
-            state = state_of(lu.port_groups, nexus.portal_group_tag)
-            if command.access not in _ALLOWED_IN[state]:
-                raise ScsiError(NOT_ACCESSIBLE[state])
+            check(lu.state.reservations, lu.port_groups, nexus.id, command, cdb)
             return
 
 
@@ -382,7 +388,7 @@ def _sanitizing(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
 
 
 def _not_ready(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
-    raise ScsiError(lu.medium.hindrance or Reason.NOT_READY)  # the latter: it has just become ready, for another thread
+    raise ScsiError(lu.hindrance or Reason.NOT_READY)  # the latter: it has just become ready, for another thread
 
 
 def _write_protected(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from iscsid.errors import ScsiError
-from iscsid.scsi import mode_select, ports, removable, reservation, reservation_out, sanitize
-from iscsid.scsi.const import Status
+from iscsid.scsi import conflict, mode_select, ports, removable, reservation, reservation_out, sanitize
+from iscsid.scsi.commands import COMMANDS
 from iscsid.scsi.mode import ModeState
 from iscsid.scsi.mode_select import UnitFacts
 from iscsid.scsi.ports import Access, AccessState
 from iscsid.scsi.removable import FIXED, Medium
 from iscsid.scsi.reservation import Reservations
-from iscsid.scsi.sanitize import Sanitize
+from iscsid.scsi.sanitize import SERVICE_ACTION, Sanitize
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention, NexusId, Outcome
 
@@ -178,12 +178,7 @@ def _with_access(state: UnitState, outcome: Outcome) -> Outcome:
 
 
 def _sanitize(state: UnitState, request: Request) -> Outcome:
-    """SANITIZE; ``facts`` holds "block_size". Another nexus may have reserved the unit, or have ejected or stopped its
-    medium, since its worker planned it."""
-    if reservation.restriction(state.reservations, request.nexus) is not None:
-        raise ScsiError(Status.RESERVATION_CONFLICT)
-    if (hindrance := state.medium.hindrance) is not None:
-        raise ScsiError(hindrance)
+    """SANITIZE; ``facts`` holds "block_size"."""
     after = sanitize.apply(state.sanitize, request.cdb, request.data, request.facts["block_size"])
     return Outcome(replace(state, sanitize=after))
 
@@ -222,10 +217,27 @@ def apply(state: UnitState, request: Request) -> Outcome:
     if function is None:
         return Outcome(state, error=ScsiError(Reason.INVALID_COMMAND_OPERATION_CODE))
     try:
-        sanitize.check(state.sanitize, request.cdb[0])
+        _check(state, request.nexus, request.cdb)
         return function(state, request)
     except ScsiError as error:
         return Outcome(state, error=error)
+
+
+def _check(state: UnitState, nexus: NexusId, cdb: bytes) -> None:
+    """Refuse, as ``LogicalUnit.plan`` does and in its order, what has come to stand in the way since a worker planned
+    the command: while it waited for its turn, another one's may have changed the state."""
+    groups = state.access.get(nexus.target, ports.ONE_GROUP)
+    action = cdb[1] & SERVICE_ACTION
+    commands = [row for row in COMMANDS if row.opcode == cdb[0] and row.service_action in (None, action)]
+    for command in commands:
+        conflict.check(state.reservations, groups, nexus, command, cdb)
+    sanitize.check(state.sanitize, cdb[0])
+    hindrance, protected = state.medium.hindrance, state.mode is not None and state.mode.swp
+    for command in commands:
+        if hindrance is not None and not state.medium.executes(command.name):
+            raise ScsiError(hindrance)
+        if command.writes and protected:
+            raise ScsiError(Reason.WRITE_PROTECTED)
 
 
 # -- what changes the state without a command --------------------------------------------------------------------------

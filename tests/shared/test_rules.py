@@ -381,3 +381,75 @@ def test_medium_that_is_being_sanitized_is_not_ejected(force: bool) -> None:
     assert outcome.state == state
     failed = UnitState(sanitize=Sanitize(True, False), medium=Medium(removable=True))
     assert rules.change_medium(failed, MediumChange(False, force), ()).error is None
+
+
+# -- what has come in between ------------------------------------------------------------------------------------------
+
+# The command as its worker planned it, when nothing was in its way.
+WAITING = {
+    "MODE SELECT(6)": Request(
+        C, bytes.fromhex("151000001800"), bytes(4) + bytes.fromhex("0812") + bytes(18), facts=FACTS
+    ),
+    "MODE SELECT(10)": Request(
+        C, bytes.fromhex("55100000000000001c00"), bytes(8) + bytes.fromhex("0812") + bytes(18), facts=FACTS
+    ),
+    "SET TARGET PORT GROUPS": Request(C, STPG, TO_STANDBY),
+    "START STOP UNIT": Request(C, bytes.fromhex("1b0000000000")),
+    "PREVENT ALLOW MEDIUM REMOVAL": Request(C, bytes.fromhex("1e0000000100")),
+    "SANITIZE": Request(C, BLOCK_ERASE, facts=FACTS),
+}
+FREE = UnitState(access=TWO_GROUPS, medium=IN)
+
+
+def refused(state: UnitState, command: str) -> object:
+    """Why the authority refuses a command in this state; None: it does not. What is refused changes nothing."""
+    outcome = rules.apply(state, WAITING[command])
+    assert (outcome.error is None) == (outcome.state != state)
+    return outcome.error and outcome.error.reason
+
+
+@pytest.mark.parametrize("command", WAITING)
+@pytest.mark.parametrize(
+    "reservations", [Reservations(spc2_holder=B), PERSISTENT.reservations], ids=["SPC-2", "persistent"]
+)
+def test_command_that_waited_while_another_nexus_reserved_the_unit_conflicts(
+    command: str, reservations: Reservations
+) -> None:
+    assert refused(FREE, command) is None
+    assert refused(dataclasses.replace(FREE, reservations=reservations), command) is Status.RESERVATION_CONFLICT
+
+
+def test_what_a_reservation_lets_through_is_let_through() -> None:
+    stopped = dataclasses.replace(IN, started=False, prevents=frozenset({C}))
+    state = dataclasses.replace(FREE, reservations=PERSISTENT.reservations, medium=stopped)
+    assert rules.apply(state, Request(C, bytes.fromhex("1b0000000100"))).state.medium.started
+    assert not rules.apply(state, Request(C, bytes.fromhex("1e0000000000"))).state.medium.prevents
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "passing"),
+    [
+        (
+            AccessState.STANDBY,
+            Reason.TARGET_PORT_IN_STANDBY_STATE,
+            {"MODE SELECT(6)", "MODE SELECT(10)", "SET TARGET PORT GROUPS"},
+        ),
+        (AccessState.UNAVAILABLE, Reason.TARGET_PORT_IN_UNAVAILABLE_STATE, {"SET TARGET PORT GROUPS"}),
+        (AccessState.OFFLINE, Reason.LOGICAL_UNIT_OFFLINE, set[str]()),
+    ],
+    ids=lambda value: value.name if isinstance(value, AccessState) else "",
+)
+def test_command_that_waited_while_its_port_left_the_active_state_is_not_ready(
+    state: AccessState, reason: Reason, passing: set[str]
+) -> None:
+    access = {C.target: (PortGroup(1, state), PortGroup(2))}
+    found = {command: refused(dataclasses.replace(FREE, access=access), command) for command in WAITING}
+    assert found == {command: None if command in passing else reason for command in WAITING}
+    elsewhere = {"iqn.x:other": (PortGroup(1, state),), **TWO_GROUPS}
+    assert refused(dataclasses.replace(FREE, access=elsewhere), "PREVENT ALLOW MEDIUM REMOVAL") is None
+
+
+def test_sanitize_that_waited_while_the_medium_was_stopped_or_protected_is_refused() -> None:
+    stopped = dataclasses.replace(FREE, medium=dataclasses.replace(IN, started=False))
+    assert refused(stopped, "SANITIZE") is Reason.INITIALIZING_COMMAND_REQUIRED
+    assert refused(dataclasses.replace(FREE, mode=ModeState(swp=True)), "SANITIZE") is Reason.WRITE_PROTECTED
