@@ -19,6 +19,7 @@ from iscsid_backends import nbd
 from iscsid_backends import nbd_protocol as p
 from iscsid_backends.nbd_client import Client, Settings
 from iscsid_backends.nbd_uri import Address
+from ports import free_port
 
 from iscsid.plugin import Device
 
@@ -301,12 +302,6 @@ def qemu_nbd(image: Path, *words: str) -> Process:
     """qemu-nbd with a raw image and the export "disk", on a Unix socket."""
     base = ("qemu-nbd", "--persistent", "--shared=8", "--format=raw", "--discard=unmap", "--export-name=disk")
     return Process(*base, "--socket={socket}", *words, str(image))
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def until(condition: Callable[[], object], what: str) -> None:

@@ -18,11 +18,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 START_SECONDS = 20.0
 STOP_SECONDS = 15.0
 TARGET_NAME = "iqn.2026-11.org.iscsid.bench:disk0"
+ACCOUNT, OWN = ("joe", "secretsecret1"), ("disk", "othersecret12")  # what initiators prove, and the target to them
 
 
 class Unavailable(Exception):
@@ -52,14 +57,6 @@ def need(program: str) -> str:
     if path is None:
         raise Unavailable(f"{program} is not installed")
     return path
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago; servers bind it with SO_REUSEADDR, so the race is only with strangers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @contextmanager
@@ -148,8 +145,12 @@ def iscsid_ram(folder: Path, image: Path) -> Iterator[Peer]:
 
 
 @contextmanager
-def tgt(folder: Path, image: Path) -> Iterator[Peer]:
-    """Debian's tgtd. It takes no notice of SIGTERM, so it is asked to end through its own control socket."""
+def tgt(folder: Path, image: Path, *, chap: bool = False, digests: bool = False) -> Iterator[Peer]:
+    """Debian's tgtd. It takes no notice of SIGTERM, so it is asked to end through its own control socket.
+
+    ``chap``: ACCOUNT has to be proved, and OWN is what it proves itself. ``digests``: they may be negotiated, which
+    tgt refuses by default.
+    """
     tgtd, tgtadm = need("tgtd"), need("tgtadm")
     if os.geteuid() != 0:
         raise Unavailable("tgtd runs as root only")
@@ -164,6 +165,12 @@ def tgt(folder: Path, image: Path) -> Iterator[Peer]:
     with spawned([tgtd, "-f", "-C", control, "--iscsi", f"portal=127.0.0.1:{port}"], folder, port, env) as process:
         admin("--op", "new", "--mode", "target", "--tid", "1", "-T", TARGET_NAME)
         admin("--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", str(image))
+        if digests:
+            for name in ("HeaderDigest", "DataDigest"):
+                admin("--op", "update", "--mode", "target", "--tid", "1", "--name", name, "--value", "None,CRC32C")
+        for (user, secret), words in ((ACCOUNT, ()), (OWN, ("--outgoing",))) if chap else ():
+            admin("--op", "new", "--mode", "account", "--user", user, "--password", secret)
+            admin("--op", "bind", "--mode", "account", "--tid", "1", "--user", user, *words)
         admin("--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL")
         try:
             yield Peer("tgt", f"iscsi://127.0.0.1:{port}/{TARGET_NAME}/1", process.pid)
@@ -203,7 +210,8 @@ ISTGT_CONF = """\
 [LogicalUnit1]
   TargetName disk0
   Mapping PortalGroup1 InitiatorGroup1
-  AuthMethod None
+  AuthMethod {method}
+  AuthGroup AuthGroup1
   UseDigest Auto
   UnitType Disk
   QueueDepth 64
@@ -212,13 +220,13 @@ ISTGT_CONF = """\
 
 
 @contextmanager
-def istgt(folder: Path, image: Path) -> Iterator[Peer]:
-    """Debian's istgt."""
+def istgt(folder: Path, image: Path, *, chap: str = "None") -> Iterator[Peer]:
+    """Debian's istgt. ``chap``: "CHAP" or "CHAP Mutual": as for tgt; the latter is then a duty of the initiator."""
     program = need("istgt")
     port, control = free_port(), free_port()
     config = folder / "istgt.conf"
-    config.write_text(ISTGT_CONF.format(folder=folder, image=image, port=port, control=control))
-    (folder / "auth.conf").write_text("")
+    config.write_text(ISTGT_CONF.format(folder=folder, image=image, port=port, control=control, method=chap))
+    (folder / "auth.conf").write_text("[AuthGroup1]\n  Auth {} {} {} {}\n".format(*ACCOUNT, *OWN))
     (folder / "auth.conf").chmod(0o600)
     with spawned([program, "-D", "-c", str(config)], folder, port, {}) as process:
         yield Peer("istgt", f"iscsi://127.0.0.1:{port}/{TARGET_NAME}/0", process.pid)

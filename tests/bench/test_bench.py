@@ -14,6 +14,7 @@ import report
 import run
 from cpu import Meter, tree_seconds
 from loads import BY_NAME, LOADS, Load, LoadError, Sample
+from ports import free_port
 from rich.console import Console
 
 PERF_OUTPUT = (
@@ -169,7 +170,7 @@ def test_a_server_that_ends_at_once_is_a_start_error_with_its_words(tmp_path: Pa
     argv = [sys.executable, "-c", "raise SystemExit('no such disk')"]
     with (
         pytest.raises(peers.StartError, match="no such disk"),
-        peers.spawned(argv, tmp_path, peers.free_port(), {}),
+        peers.spawned(argv, tmp_path, free_port(), {}),
     ):
         pass
 

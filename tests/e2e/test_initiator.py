@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import itertools
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,14 +16,12 @@ from typing import Any
 
 import pytest
 from e2e_initiator import steady
+from e2e_peers import running
 from e2e_server import TARGET, Server, wait_until
+from ports import free_port
 
 from iscsid.errors import CommandAborted, ConnectionFailed, Miscompare, ReservationConflict, Unsupported
 from iscsid.initiator import Disk, DiskFile, ReservationType, aio, connect, discover, open_disk, open_file
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-
-import peers
 
 StartServer = Callable[..., Server]
 SIZE = 64 << 20
@@ -35,20 +33,6 @@ TARGETS = [
     pytest.param("tgt", marks=pytest.mark.judge("tgtd")),
     pytest.param("istgt", marks=pytest.mark.judge("istgt")),
 ]
-
-
-@contextmanager
-def running(name: str, folder: Path, size: int) -> Iterator[str]:
-    """The URL of a disk of ``size`` bytes on another server."""
-    image, own = folder / "image", folder / "server"
-    with image.open("wb") as file:
-        file.truncate(size)
-    own.mkdir()
-    try:
-        with peers.SERVERS[name](own, image) as peer:
-            yield peer.url
-    except peers.Unavailable as exc:
-        pytest.skip(str(exc))
 
 
 @pytest.fixture
@@ -131,19 +115,28 @@ def test_copy_to_any_target_and_back_is_equal(url: str) -> None:
     assert found.digest() == written.digest()
 
 
-@pytest.mark.parametrize(
-    "url", [TARGETS[0], TARGETS[2]], indirect=True
-)  # tgt refuses digests unless its own tool has allowed them
-@pytest.mark.parametrize("header", [True, False])
-@pytest.mark.parametrize("data", [True, False])
-def test_digests_protect_the_data(url: str, header: bool, data: bool) -> None:
-    with open_disk(url, header_digest=header, data_digest=data) as disk:
-        connection = disk.client.session.connection
-        assert connection is not None
-        assert (connection.parameters.header_digest, connection.parameters.data_digest) == (header, data)
-        content = os.urandom(3 << 20)
-        disk.write(0, content)
-        assert disk.read(0, len(content)) == content
+@pytest.mark.parametrize("name", TARGETS)
+def test_digests_protect_the_data(name: str, tmp_path: Path) -> None:
+    options = {"digests": True} if name == "tgt" else {}
+    with running(name, tmp_path, SIZE, **options) as url:
+        for header, data in itertools.product((True, False), repeat=2):
+            with open_disk(url, header_digest=header, data_digest=data) as disk:
+                connection = disk.client.session.connection
+                assert connection is not None
+                used = connection.parameters.header_digest, connection.parameters.data_digest
+                assert used == ((True, True) if name == "tgt" else (header, data))  # tgt wants what may be had
+                content = os.urandom(3 << 20)
+                disk.write(0, content)
+                assert disk.read(0, len(content)) == content
+
+
+@pytest.mark.judge("tgtd")
+def test_target_that_refuses_digests_is_left_when_they_are_insisted_on(tmp_path: Path) -> None:
+    with running("tgt", tmp_path, SIZE) as url:
+        with pytest.raises(ConnectionFailed):
+            open_disk(url, header_digest=True)
+        with open_disk(url) as disk:
+            assert disk.read(0, 512) == bytes(512)
 
 
 @contextmanager
@@ -200,7 +193,7 @@ def test_load_survives_the_death_of_its_worker(start: StartServer, ram: list[dic
 
 
 def test_load_survives_a_restart_of_the_server(start: StartServer, tmp_path: Path) -> None:
-    port = peers.free_port()
+    port = free_port()
     image = tmp_path / "disk.img"
     luns = [{"backend": "file", "path": image, "size": "16 MiB"}]
     server = start(luns, portals=[f"127.0.0.1:{port}"])
@@ -231,7 +224,7 @@ def test_server_that_is_gone_is_an_error_after_the_time_for_recovery(
 
 def test_nobody_at_the_port_is_an_error_at_once() -> None:
     with pytest.raises(ConnectionFailed, match="refused"):
-        open_disk(f"iscsi://127.0.0.1:{peers.free_port()}/{TARGET}/0")
+        open_disk(f"iscsi://127.0.0.1:{free_port()}/{TARGET}/0")
 
 
 def test_disk_of_ours_is_compared_discarded_and_mapped(start: StartServer, ram: list[dict[str, Any]]) -> None:

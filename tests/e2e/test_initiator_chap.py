@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from e2e_peers import running
 from e2e_server import TARGET, Server
 
 from iscsid.errors import ConnectionFailed, LoginRefused
@@ -43,6 +44,35 @@ def test_who_proves_himself_is_let_in_and_nobody_else(portal: str) -> None:
     for url in (unit, f"joe%secretsecret1@{unit}{mutual}wrongwrong123"):
         with pytest.raises(ConnectionFailed):
             open_disk(f"iscsi://{url}")
+
+
+CHAP, OWN = ("joe", b"secretsecret1"), ("disk", b"othersecret12")  # those of peers
+JOE, DISK = Credentials(*CHAP), Credentials(*CHAP, *OWN)
+WRONG = Credentials(CHAP[0], b"wrongwrong123")
+IMPOSTOR = Credentials(*CHAP, OWN[0], b"wrongwrong123")
+
+
+@pytest.mark.parametrize(
+    ("name", "chap", "welcome", "refused"),
+    [
+        pytest.param("tgt", True, [JOE, DISK], [None, WRONG], marks=pytest.mark.judge("tgtd")),
+        pytest.param("istgt", "CHAP", [JOE, DISK], [None, WRONG], marks=pytest.mark.judge("istgt")),
+        pytest.param("istgt", "CHAP Mutual", [DISK], [None, WRONG, JOE], marks=pytest.mark.judge("istgt")),
+    ],
+)
+def test_other_targets_are_proved_to_and_have_to_prove_themselves(
+    tmp_path: Path, name: str, chap: bool | str, welcome: list[Credentials], refused: list[Credentials | None]
+) -> None:
+    with running(name, tmp_path, 8 << 20, chap=chap) as url:
+        for credentials in welcome:
+            with open_disk(url, credentials=credentials) as disk:
+                disk.write(0, b"x" * 4096)
+                assert disk.read(0, 4096) == b"x" * 4096
+        for credentials in refused:
+            with pytest.raises(ConnectionFailed):
+                open_disk(url, credentials=credentials)
+        with pytest.raises(ConnectionFailed, match="another secret"):
+            open_disk(url, credentials=IMPOSTOR)
 
 
 def test_discovery_has_an_account_of_its_own(portal: str) -> None:

@@ -14,6 +14,7 @@ from iscsid.testing import TestTarget
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
 import peers
+from ports import free_port
 
 ARGV = [sys.executable, "-m", "iscsid.compat.iscsi_initiator"]
 MIB = 1 << 20
@@ -39,7 +40,7 @@ def test_discovery_lists_the_targets_of_a_host(target: TestTarget) -> None:
 
 
 def test_discovery_of_a_host_that_does_not_answer_ends_with_1() -> None:
-    done = run("-D", "-h", "127.0.0.1", "-p", peers.free_port())
+    done = run("-D", "-h", "127.0.0.1", "-p", free_port())
     assert done.returncode == 1
     assert done.stdout == "initiator_discover() in discover failed\n"
     assert "refused" in done.stderr.lower()

@@ -46,6 +46,7 @@ from iscsid.testing import TestTarget
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
 import peers
+from ports import free_port
 
 MIB = 1 << 20
 TARGETS = [pytest.param("iscsid-ram", id="iscsid"), pytest.param("tgt", marks=pytest.mark.judge("tgtd"))]
@@ -233,7 +234,7 @@ def test_older_entry_point_starts_as_well(place: tuple[int, int]) -> None:
 
 def test_what_hung_in_the_original_is_minus_1_soon(capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
-    with started(peers.free_port()):
+    with started(free_port()):
         assert iscsi_initiator_discover("", 0, 0) == -1
         assert initiator_command(initiator_cmd_t(ptr=iscsi_scsi_cmd_args_t(cdb=bytes(6)))) == -1
     with socket.create_server(("127.0.0.1", 0)) as silent, started(silent.getsockname()[1], timeout=1):

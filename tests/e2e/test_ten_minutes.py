@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from iscsid.daemon.control import ControlError, ask
 
@@ -82,11 +82,8 @@ class Shell:
 
 @pytest.fixture
 def shell() -> Iterator[Shell]:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="iscsid-") as folder:  # the path of a socket may have 107 bytes
-        shell = Shell(Path(folder), port)
+        shell = Shell(Path(folder), free_port())
         yield shell
         shell.close()
 
