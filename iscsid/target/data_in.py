@@ -12,7 +12,7 @@ from collections import deque
 from iscsid.block.guard import Guarded
 from iscsid.errors import BlockError
 from iscsid.session.connection import TargetConnection
-from iscsid.session.transfer import DataInPlan
+from iscsid.session.transfer import DataInPlan, Segment
 from iscsid.target.answers import Answers
 from iscsid.target.task import DeviceCall, Submit, Task, TaskSet
 from iscsid.wire.pdu import ScsiCommand
@@ -111,7 +111,7 @@ class DataInQueue:
     def _send_piece(self, task: ReadTask, piece: memoryview) -> None:
         plan = task.plan
         start = plan.offset - task.piece_start
-        segment = plan.take(len(piece) - start)
+        segment = self._take(task, len(piece) - start)
         end = start + segment.length
         command = task.command
         self._connection.data_in(
@@ -137,10 +137,18 @@ class DataInQueue:
             raise BlockingIOError
         if device.lends and not connection.data_digest:
             data = device.view(offset, length)
-            connection.data_in(command.initiator_task_tag, plan.take(length), data, expected, task.length)
+            connection.data_in(command.initiator_task_tag, self._take(task, length), data, expected, task.length)
         else:
             device.read_now(connection.data_in_room(length), offset)
-            connection.data_in_commit_segment(command.initiator_task_tag, plan.take(length), expected, task.length)
+            segment = self._take(task, length)
+            connection.data_in_commit_segment(command.initiator_task_tag, segment, expected, task.length)
+
+    def _take(self, task: ReadTask, length: int) -> Segment:
+        """The next PDU, of ``length`` bytes at most, which goes out now."""
+        segment = task.plan.take(length)
+        if segment.last:
+            self._tasks.release(task)
+        return segment
 
     def _fetch_next(self) -> None:
         """Give the pool what it may have of the reads that wait for it."""

@@ -5,11 +5,12 @@ A command that is done at once never becomes a Task. Every Task counts against t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 from iscsid.block.guard import Guarded
 from iscsid.errors import RejectError, ScsiError
+from iscsid.scsi.const import Opcode
 from iscsid.scsi.state import NexusId
 from iscsid.session.connection import TargetConnection
 from iscsid.wire.const import RejectReason
@@ -71,9 +72,10 @@ class Task:
         aborted: nothing more is to be sent for it.
         cancel: asks what runs in the pool to end soon; None where it cannot be asked.
         withdraw: asks the authority, for whose answer the task waits, not to execute it; None where it waits for none.
+        released: the command window does not count it any more.
     """
 
-    __slots__ = ("_on_end", "aborted", "cancel", "command", "running", "withdraw")
+    __slots__ = ("_on_end", "aborted", "cancel", "command", "released", "running", "withdraw")
 
     def __init__(self, command: ScsiCommand) -> None:
         self.command = command
@@ -81,17 +83,39 @@ class Task:
         self.aborted = False
         self.cancel: Callable[[], None] | None = None
         self.withdraw: Callable[[], None] | None = None
+        self.released = command.immediate
         self._on_end: list[Callable[[], None]] = []
 
     def when_ended(self, then: Callable[[], None]) -> None:
         """Call ``then`` when the task has left the set and nothing of it runs any more."""
         self._on_end.append(then)
 
+    @property
+    def copies(self) -> bool:
+        """Whether it may be in the devices of other units than its own."""
+        return self.command.cdb[0] == Opcode.THIRD_PARTY_COPY_OUT
+
     def ended(self) -> None:
         """The set's word that the task is over."""
         for then in self._on_end:
             then()
         self._on_end.clear()
+
+
+def when_all_ended(tasks: Collection[Task], then: Callable[[], None]) -> None:
+    """Call ``then``, at once or later, when each of ``tasks`` has ended."""
+    left = len(tasks)
+
+    def ended() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            then()
+
+    if not tasks:
+        then()
+    for task in tasks:
+        task.when_ended(ended)
 
 
 class HeldTask(Task):
@@ -134,6 +158,10 @@ class TaskSet:
     def __iter__(self) -> Iterator[Task]:
         return iter(list(self._tasks.values()))
 
+    def begun(self) -> list[Task]:
+        """Those that do not wait for their turn."""
+        return [task for task in self._tasks.values() if not isinstance(task, HeldTask)]
+
     def get(self, tag: int) -> Task | None:
         return self._tasks.get(tag)
 
@@ -155,11 +183,16 @@ class TaskSet:
         command.data = b""
         self._tasks[command.initiator_task_tag] = task
 
+    def release(self, task: Task) -> None:
+        """The PDU with the status comes next, and the MaxCmdSN that it carries admits a command more."""
+        if not task.released:
+            task.released = True
+            self._connection.window.ended()
+
     def end(self, task: Task) -> None:
-        """The task is finished: its answer comes next, or was cut off by an abort."""
+        """The task is finished: its answer comes next, or has gone before, or was cut off by an abort."""
         del self._tasks[task.command.initiator_task_tag]
         if task.command.immediate:
             self._immediate -= 1
-        else:
-            self._connection.window.ended()
+        self.release(task)
         task.ended()

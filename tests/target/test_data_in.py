@@ -75,6 +75,23 @@ def test_read_of_less_than_expected_underflows(kind: str) -> None:
     session.assert_idle()
 
 
+@pytest.mark.parametrize("kind", DEVICES)
+@pytest.mark.parametrize(("blocks", "expected"), [(1, 512), (40, 40 * BLOCK), (40, 10000), (40, 30000)])
+def test_status_of_a_read_admits_the_next_command_where_the_window_is_one(
+    kind: str, blocks: int, expected: int
+) -> None:
+    offers = {"MaxRecvDataSegmentLength": "4096", "MaxBurstLength": "8192", "FirstBurstLength": "8192"}
+    session = Session(filled(kind), offers, queue_depth=1)
+    window = session.connection.window
+    for tag in (1, 2):
+        session.read(tag, 0, blocks, expected)
+        *others, last = session.outcome(tag).pdus
+        assert last.has_status
+        assert last.max_cmd_sn == last.exp_cmd_sn
+        assert all(pdu.max_cmd_sn == pdu.exp_cmd_sn - 1 for pdu in others)
+    assert (window.ahead, window.active) == (0, 0)
+
+
 # Waiting.
 
 
