@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,77 @@ def test_extended_copy_goes_from_unit_to_unit_and_back(server: Server) -> None:
         assert read(one, 1, 5000, 64) == read(one, 0, 9000, 64) == content
         status, answer = one.command(bytes.fromhex("84 00 07 00000000000000 000000ff 0000"), expect=255)
         assert (status, answer) == (GOOD, bytes.fromhex("00000008 01 0002 00") + struct.pack(">I", 128 * 512))
+
+
+CLOSED = f"""
+[[target]]
+name = "iqn.2026-11.org.iscsid.e2e:closed"
+initiators = ["{TWO}"]
+[[target.lun]]
+lun = 0
+backend = "ram"
+size = "1 MiB"
+serial = "CLOSED"
+
+[[target]]
+name = "iqn.2026-11.org.iscsid.e2e:locked"
+[target.auth]
+chap = [{{ user = "joe", secret = "secretsecret1" }}]
+[[target.lun]]
+lun = 0
+backend = "ram"
+size = "1 MiB"
+serial = "LOCKED"
+"""
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Server]:
+    """Beside the target that everybody may use: one that TWO alone may, and one that asks for a proof."""
+    server = Server(tmp_path, [{"backend": "ram", "size": "1 MiB", "serial": "OPEN"}], workers=2)
+    server.config.write_text(server.config.read_text() + CLOSED)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.finish()
+
+
+def vendor_cscd(serial: str) -> bytes:
+    """The CSCD descriptor of a unit by its T10 vendor ID based designator, which who knows its serial number knows."""
+    name = b"ISCSID  " + serial.encode()
+    return struct.pack(">BxxxBBxB20sI", 0xE4, 0x2, 0x1, len(name), name, 512)
+
+
+def copy_one_block(initiator: Initiator, source: str, destination: str) -> tuple[int, bytes]:
+    cscds = vendor_cscd(source) + vendor_cscd(destination)
+    segment = struct.pack(">BBHHHxxHQQ", 2, 0, 0x18, 0, 1, 1, 0, 0)
+    data = struct.pack(">BBH4xII", 7, 0, len(cscds), len(segment), 0) + cscds + segment
+    return send(initiator, 0x00, data)
+
+
+@pytest.mark.parametrize(("one", "two"), [("OPEN", "CLOSED"), ("CLOSED", "OPEN")])
+def test_copy_reaches_no_target_that_its_initiator_may_not_log_in_to(closed: Server, one: str, two: str) -> None:
+    with Initiator(closed.address, ONE) as stranger, Initiator(closed.address, TWO) as guest:
+        guest.write(0, b"guest..." * 64)
+        assert copy_one_block(guest, "OPEN", "CLOSED") == (GOOD, b"")
+        stranger.write(0, b"stranger" * 64)
+        status, answer = copy_one_block(stranger, one, two)
+        assert status == CHECK_CONDITION
+        sense = answer[2:]
+        assert (sense[2] & 0x0F, sense[12:14].hex()) == (0x0A, "0d02")  # COPY TARGET DEVICE NOT REACHABLE
+        assert stranger.read(0, 1) == b"stranger" * 64, "nothing came out of the closed target"
+        assert copy_one_block(guest, "CLOSED", "OPEN") == (GOOD, b"")
+        assert guest.read(0, 1) == b"guest..." * 64, "and nothing went in"
+
+
+@pytest.mark.parametrize(("one", "two"), [("OPEN", "LOCKED"), ("LOCKED", "OPEN")])
+def test_copy_reaches_no_target_that_asks_for_a_proof_that_was_not_given(closed: Server, one: str, two: str) -> None:
+    with Initiator(closed.address, TWO) as guest:
+        guest.write(0, b"guest..." * 64)
+        status, answer = copy_one_block(guest, one, two)
+        assert (status, answer[14:16].hex()) == (CHECK_CONDITION, "0d02")
+        assert guest.read(0, 1) == b"guest..." * 64
 
 
 def test_token_of_one_worker_is_good_in_another_and_a_changed_one_is_not(server: Server) -> None:
