@@ -299,11 +299,12 @@ class Guarded:
         return Space(max(0, used), max(0, available))
 
     def current_size(self) -> int:
-        """How many bytes the medium has now: fewer than ``size`` where it was cut while in use."""
+        """How many bytes the medium has now: fewer than ``size`` where it was cut while in use. A device that cannot
+        tell has not failed: it is asked because it has."""
         try:
             return int(self._open().current_size())
         except BaseException as error:
-            _rethrow(self, error, READ)
+            _rethrow(self, error, "")
 
     @property
     def closed(self) -> bool:
@@ -463,11 +464,12 @@ def _whole(done: object, length: int, fault: Fault) -> None:
 
 
 def _rethrow(guard: Guarded, error: BaseException, kind: str) -> NoReturn:
-    """What a device has raised in a call of this kind, as those above expect it."""
+    """What a device has raised in a call of this kind, as those above expect it; "": of no kind that counts."""
     try:
         if isinstance(error, (BlockingIOError, *_PASSING)):
             raise error
-        guard.health.note(kind, error)
+        if kind:
+            guard.health.note(kind, error)
         if isinstance(error, (BlockError, OSError)):
             raise error
         words = f"the device raised {type(error).__name__}: {error}"

@@ -16,6 +16,7 @@ from iscsid.daemon.children import Child, Slot
 from iscsid.daemon.control import Client, Control, Handler
 from iscsid.shared.messages import Poll
 from iscsid.shared.registry import Session, State
+from iscsid.specs import LunSpec
 
 if TYPE_CHECKING:
     from iscsid.daemon.supervisor import Supervisor
@@ -106,7 +107,7 @@ class Reports:
             "targets": [
                 {
                     "name": target.name,
-                    "luns": [{"lun": lun.lun, "backend": lun.backend, "readonly": lun.readonly} for lun in target.luns],
+                    "luns": [self._lun_status(target.name, lun, now) for lun in target.luns],
                 }
                 for target in server.spec.targets
             ],
@@ -115,6 +116,12 @@ class Reports:
             "refused": dict(server.doorman.refused),
             "workers": [self._worker(slot) for slot in server.fleet.slots],
         }
+
+    def _lun_status(self, target: str, lun: LunSpec, now: float) -> dict[str, Any]:
+        server = self._server
+        medium = server.arbiter.authority.state(lun.serial).medium
+        facts = {"lun": lun.lun, "backend": lun.backend, "readonly": lun.readonly}
+        return {**facts, "health": server.health.tell((target, lun.lun), medium, now)}
 
     def _worker(self, slot: Slot) -> dict[str, Any]:
         child = slot.child

@@ -103,11 +103,15 @@ def test_layer_is_as_much_too_short_as_the_device_below() -> None:
         size = 512
 
     class Cut(Able):
+        def __init__(self, left: int) -> None:
+            super().__init__()
+            self.left = left
+
         def current_size(self) -> int:
-            return self.size - left
+            return self.size - self.left
 
     for left, whole, part in ((0, 1 << 16, 512), (500, (1 << 16) - 500, 12), (1024, (1 << 16) - 1024, 0)):
-        assert (Nothing(Cut()).current_size(), Part(Cut()).current_size()) == (whole, part)
+        assert (Nothing(Cut(left)).current_size(), Part(Cut(left)).current_size()) == (whole, part)
 
 
 def test_every_fact_of_a_device_is_known() -> None:

@@ -546,6 +546,16 @@ def test_device_that_is_cut_tells_its_size() -> None:
     assert (guard.current_size(), guard.size) == (512, SIZE)
 
 
+def test_device_that_cannot_tell_its_size_has_not_failed_once_more() -> None:
+    class Silent(Plain):
+        def current_size(self) -> int:
+            raise ValueError("?")
+
+    guard = Guarded(Silent())
+    assert fault(guard.current_size) is Fault.INTERNAL
+    assert guard.health.kind == ""
+
+
 def test_errors_are_noted_by_their_kind() -> None:
     guard = Guarded(Broken(OSError(errno.EIO, "bad sector")))
     for call in calls_of(guard):

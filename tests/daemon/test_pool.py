@@ -297,6 +297,7 @@ class Slow:
 
     def __init__(self, io_timeout: float = 1.0) -> None:
         self.io_timeout = io_timeout
+        self.label = "disk0 LUN 3"
         self.gate = threading.Event()
         self.inside = 0
 
@@ -352,6 +353,31 @@ def test_call_that_hangs_is_answered_and_its_result_dropped(wide: Pool) -> None:
     slow.gate.set()
     until(lambda: wide.collect() or not wide.hung)
     assert len(heard) == 1
+
+
+def test_device_that_hangs_is_named_and_told_with_what_waits_for_it(
+    wide: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    slow, heard = Slow(), Heard()
+    began = time.monotonic()
+    for _ in range(5):
+        wide.submit(slow.call(), heard)
+    until(lambda: slow.inside == 2)
+    assert wide.stuck() == {}
+    wide.expire(time.monotonic() + 0.9)
+    assert wide.stuck() == {}
+    wide.expire(time.monotonic() + 1.5)
+    ((device, (hung, waiting, since)),) = wide.stuck().items()
+    assert (device, hung, waiting) == (slow, 2, 3)
+    assert began <= since <= time.monotonic()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("disk0 LUN 3: a call hangs in the device since ")
+    slow.gate.set()
+    until(lambda: wide.collect() or not wide.hung)
+    assert wide.stuck() == {}
+    assert caplog.records[-1].getMessage().startswith("disk0 LUN 3: the device answers again")
+    assert len(caplog.records) == 2
 
 
 def test_device_with_a_write_that_hangs_is_busy_until_it_comes_back(wide: Pool) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 import iscsid
+from iscsid.daemon.health import Book
 from iscsid.daemon.reports import Reports
+from iscsid.scsi.removable import Medium
 
 pytestmark = pytest.mark.process
 
@@ -29,9 +31,10 @@ def test_status_tells_what_is_served_and_by_whom(start: Start, kit: SimpleNamesp
     assert status["phase"] == "serving"
     assert status["uptime"] > 0
     assert status["portals"] == ["{}:{}".format(*server.address)]
+    well = Book().tell(("disk", 0), Medium(), 0.0)
     assert status["targets"] == [
-        {"name": "disk", "luns": [{"lun": 0, "backend": "null", "readonly": False}]},
-        {"name": "single", "luns": [{"lun": 0, "backend": "lonely", "readonly": False}]},
+        {"name": "disk", "luns": [{"lun": 0, "backend": "null", "readonly": False, "health": well}]},
+        {"name": "single", "luns": [{"lun": 0, "backend": "lonely", "readonly": False, "health": well}]},
     ]
     assert [worker["pid"] for worker in status["workers"]] == server.told["pids"]
     assert [worker["sessions"] for worker in status["workers"]] == [1, 0]
