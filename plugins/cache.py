@@ -77,7 +77,8 @@ class Cache(Filter):
     def capabilities(self) -> Capabilities:
         below = self.below.capabilities()
         now = Support.NATIVE if self.alignment == 1 and self.threading is Threading.PARALLEL else Support.NONE
-        can = dataclasses.replace(below, view=Support.NONE, read_nowait=now, write_nowait=now)
+        write_now = now if self._limit or self._write_now is not _would_block else Support.NONE
+        can = dataclasses.replace(below, view=Support.NONE, read_nowait=now, write_nowait=write_now)
         if self._limit:
             can = dataclasses.replace(can, flush=Support.NATIVE, fua=Support.NONE, block_status=Support.NONE)
         if self.readonly:

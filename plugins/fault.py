@@ -8,6 +8,7 @@ that hangs does. Which calls are hit is said by the other options together. Call
 
 from __future__ import annotations
 
+import mmap
 import random
 import threading
 from collections.abc import Mapping
@@ -99,9 +100,10 @@ class Faulty(Around):
             call(buffer, offset)
             buffer[bit // 8] ^= 1 << bit % 8
             return
-        wrong = bytearray(buffer)
+        wrong = memoryview(mmap.mmap(-1, len(buffer)))  # at an address that O_DIRECT takes
+        wrong[:] = buffer
         wrong[bit // 8] ^= 1 << bit % 8
-        call(memoryview(wrong), offset)
+        call(wrong, offset)
 
     def _fault(self, kind: str) -> Fault:
         if self._options["error"] is not None:

@@ -7,6 +7,7 @@ when the device is opened; a change of it counts from the next start on.
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -55,13 +56,13 @@ def partitions(device: Device) -> list[Partition]:
 
 
 def _read(device: Device, offset: int, length: int) -> bytes:
-    """Any range within the device, which need not be whole blocks; b"" where it is not within."""
+    """Any range of the device, b"" where it is not within. In a buffer that O_DIRECT takes."""
     first = offset - offset % device.block_size
     whole = -(-(offset + length - first) // device.block_size) * device.block_size
-    if offset < 0 or first + whole > device.size:
+    if offset < 0 or length <= 0 or first + whole > device.size:
         return b""
-    buffer = bytearray(whole)
-    device.read_into(memoryview(buffer), first)
+    buffer = memoryview(mmap.mmap(-1, whole))
+    device.read_into(buffer, first)
     return bytes(buffer[offset - first : offset - first + length])
 
 

@@ -189,17 +189,18 @@ def read_now_reads_or_refuses(medium: Medium) -> None:
         same(buffer, medium.kept(pattern(2 * unit)), "a read that may not wait")
 
 
-def read_now_of_what_was_just_written_reads(medium: Medium) -> None:
-    """Where read_nowait is native, what was just written is at hand; where it is not, it is refused."""
+def read_now_of_what_was_just_read_reads(medium: Medium) -> None:
+    """Where read_nowait is native, what was just written and read is at hand; where it is not, it is refused."""
     guard = medium.open()
     unit = unit_of(guard)
     write(guard, pattern(unit), unit)
+    read(guard, unit, unit)
     buffer = bytearray(unit)
     able = guard.can.read_nowait is Support.NATIVE or guard.inline
     try:
         guard.read_now(memoryview(buffer), unit)
     except BlockingIOError:
-        holds(not able or guard.serialised, "read_nowait refused what had just been written")
+        holds(not able or guard.serialised, "read_nowait refused what had just been read")
     else:
         holds(able, "a device without read_nowait read")
         same(buffer, medium.kept(pattern(unit)), "a read that may not wait")

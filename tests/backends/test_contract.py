@@ -32,9 +32,9 @@ def test_readonly_medium_tells_its_holes_as_well(medium: Medium, kind: str) -> N
     assert can.block_status == truth.TRUTH[kind].block_status
 
 
-def test_size_is_what_was_asked_for(medium: Medium) -> None:
+def test_size_is_what_was_asked_for(medium: Medium, kind: str) -> None:
     guard = medium.open()
-    assert guard.size == 8 << 20
+    assert guard.size == truth.size(kind)
     assert not guard.readonly
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from iscsid.block.device import Capabilities, Support
@@ -52,31 +53,38 @@ EXPECTED = {
 }
 INLINE = {"null", "ram", "file-tmpfs"}
 
+SIZE = 8 << 20
+#: Back ends that differ in what layers care about: memory that is lent and never waits, a file that needs flushes, and
+#: one that is reached around the page cache. The whole suite runs on each layer over these, a part of it over all.
 UNDER = ("ram", "file-disk", "file-direct")
 A_PATH = object()  # stands for a path in the test's folder
 
-#: Options that leave the data as it is; several rows for a layer have names of their own.
-STACKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "offset": ("offset", {}),
-    "rate": ("rate", {"iops": 10**6, "bytes_per_second": 1 << 40}),
-    "delay": ("delay", {"flush": 1}),
-    "retry": ("retry", {}),
-    "fault": ("fault", {"per_million": 0}),
-    "log": ("log", {"calls": "flush"}),
-    "stats": ("stats", {"path": A_PATH}),
-    "record": ("record", {"path": A_PATH}),
-    "cow-file": ("cow", {"path": A_PATH}),
-    "checksum": ("checksum", {"path": A_PATH}),
-    "cache": ("cache", {}),
-    "cache-back": ("cache", {"mode": "back", "size": "1 MiB", "dirty": "128 KiB"}),
-    "crypt": ("crypt", {"format": "plain", "sector": 4096, "key_file": A_PATH}),
-    "cow-memory": ("cow", {"cluster": "4 KiB"}),
+#: Layers, the lowest first, with options that leave the data as it is; a layer may have several rows with other names.
+STACKS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "offset": [("offset", {})],
+    "partition": [("partition", {"number": 1})],
+    "protect": [("protect", {"offset": SIZE - (1 << 20)}), ("offset", {"size": SIZE - (1 << 20)})],
+    "rate": [("rate", {"iops": 10**6, "bytes_per_second": 1 << 40})],
+    "delay": [("delay", {"flush": 1})],
+    "retry": [("retry", {})],
+    "fault": [("fault", {"per_million": 0})],
+    "log": [("log", {"calls": "flush"})],
+    "stats": [("stats", {"path": A_PATH})],
+    "record": [("record", {"path": A_PATH})],
+    "cow-file": [("cow", {"path": A_PATH})],
+    "cow-memory": [("cow", {"cluster": "4 KiB"})],
+    "checksum": [("checksum", {"path": A_PATH})],
+    "cache": [("cache", {})],
+    "cache-back": [("cache", {"mode": "back", "size": "1 MiB", "dirty": "128 KiB"})],
+    "crypt": [("crypt", {"format": "plain", "sector": 4096, "key_file": A_PATH})],
 }
-#: Layers without a device that keeps the contract: one needs a certain content and is ``offset`` otherwise, the other
-#: is there to refuse writes.
-LEFT_OUT = {"partition", "protect"}
+#: Bytes where a stack has less than the back end: what is left of a partition, or beside what is protected.
+SIZES = {"partition": 6 << 20, "protect": SIZE - (1 << 20)}
+#: Layers that keep something cannot be over what keeps nothing. An overlay keeps all, and so needs nothing below.
+NOT_OVER_NULL = {"partition", "checksum", "cache", "cache-back", "crypt"}
 
 _WAITS = {"rate", "delay", "retry", "fault"}
+_DIRECT_KINDS = {"file-direct", "block-direct"}  # buffers have to be aligned
 _OVERLAY = Capabilities(
     write=NATIVE,
     fua=EMULATE,
@@ -87,31 +95,41 @@ _OVERLAY = Capabilities(
 )
 
 
+def stacks() -> Iterator[tuple[str, str]]:
+    """Every stack over every back end, as (stack, kind)."""
+    for stack, kind in itertools.product(STACKS, EXPECTED):
+        if kind != "null" or stack not in NOT_OVER_NULL:
+            yield stack, kind
+
+
+def size(kind: str) -> int:
+    """Of a back end, or of "stack/kind"."""
+    return SIZES.get(kind.split("/")[0], SIZE)
+
+
 def expected(stack: str, kind: str) -> Capabilities:
     """The truth table of layers, as what each takes away from the device below, and adds."""
     below = EXPECTED[kind]
+    tried = {"read_nowait": NATIVE, "write_nowait": NATIVE} if kind in INLINE else {}
+    now = NONE if kind in _DIRECT_KINDS else NATIVE
     if stack.startswith("cow"):
         flush = NATIVE if stack == "cow-file" else NONE
-        now = NONE if kind == "file-direct" else NATIVE  # buffers have to be aligned there
         return dataclasses.replace(_OVERLAY, flush=flush, read_nowait=now, write_nowait=now)
     if stack.startswith("cache"):
-        now = NONE if kind == "file-direct" else NATIVE
         back = {"flush": NATIVE, "fua": EMULATE, "block_status": EMULATE} if stack == "cache-back" else {}
-        return dataclasses.replace(below, view=NONE, read_nowait=now, write_nowait=now, **back)
+        write = now if kind in INLINE or stack == "cache-back" else below.write_nowait
+        return dataclasses.replace(below, view=NONE, read_nowait=now, write_nowait=write, **back)
     if stack == "crypt":
-        lost = dict.fromkeys(("view", "discard", "space"), NONE) | dict.fromkeys(
-            ("block_status", "write_zeroes"), EMULATE
-        )
-        tried = {"read_nowait": NATIVE, "write_nowait": NATIVE} if kind in INLINE else {}
-        return dataclasses.replace(below, **lost, **tried)
+        lost = dict.fromkeys(("view", "discard", "space"), NONE)
+        emulated = dict.fromkeys(("block_status", "write_zeroes"), EMULATE)
+        return dataclasses.replace(below, **lost, **emulated, **tried)
     if stack == "checksum":
         return dataclasses.replace(_OVERLAY, flush=NATIVE, read_nowait=NONE, write_nowait=NONE)
     if stack == "record":
         return dataclasses.replace(below, write_nowait=NONE)
+    if stack == "fault":
+        return dataclasses.replace(below, view=NONE, read_nowait=NONE, write_nowait=NONE)
     if stack in _WAITS:
-        tried = {"read_nowait": NATIVE, "write_nowait": NATIVE} if kind in INLINE else {}
-        if stack == "fault":
-            tried = {"read_nowait": NONE, "write_nowait": NONE}
         return dataclasses.replace(below, view=NONE, **tried)
     return below
 
@@ -120,8 +138,8 @@ def inline(stack: str, kind: str) -> bool:
     return kind in INLINE and stack not in _WAITS | {"cow-file", "checksum", "cache", "cache-back", "crypt", "record"}
 
 
-TRUTH: Final = EXPECTED | {f"{stack}/{kind}": expected(stack, kind) for stack, kind in itertools.product(STACKS, UNDER)}
-QUICK: Final = INLINE | {f"{stack}/{kind}" for stack, kind in itertools.product(STACKS, UNDER) if inline(stack, kind)}
+TRUTH: Final = EXPECTED | {f"{stack}/{kind}": expected(stack, kind) for stack, kind in stacks()}
+QUICK: Final = INLINE | {f"{stack}/{kind}" for stack, kind in stacks() if inline(stack, kind)}
 
 _HEAD = """\
 # What each back end can do
@@ -135,22 +153,80 @@ back end.
 and nobody is told that it could. *fua* writes through to the medium; no *flush* means that a completed write is there.
 *Inline* media never wait: their commands are done in the worker's loop.
 """
+_LAYERS = """\
+## What layers make of it
+
+What an initiator sees of a back end, with a layer over it. **passed on**: what is below. **hidden**: it cannot be done
+with this layer. **yes** and **emulated**: as above, whatever is below. Where that depends on what is below, the cell
+says on what: *inline* ones, and *direct* ones, whose buffers have to be aligned. The suite runs on every one of these
+layers over every back end.
+"""
+_OVER = """\
+`protect` hides what it protects behind an `offset` here. `-file` and `-memory` say where an overlay is, and
+`cache-back` is a cache with `mode = "back"`.
+
+## Layers over back ends
+
+Each layer over three back ends that differ in what layers care about.
+"""
 _WORDS = {Support.NONE: "", Support.EMULATE: "emulated", Support.NATIVE: "yes"}
 
 
-def _table(heading: str, names: list[str]) -> str:
-    fields = [field.name for field in dataclasses.fields(Capabilities)]
-    lines = [f"## {heading}", "", f"| medium | {' | '.join(fields)} | inline |", "|---" * (len(fields) + 2) + "|"]
-    for name in names:
-        cells = [_WORDS[getattr(TRUTH[name], field)] for field in fields] + ["yes" if name in QUICK else ""]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+def _fields() -> list[str]:
+    return [field.name for field in dataclasses.fields(Capabilities)]
+
+
+def _lines(title: str, rows: list[list[str]]) -> str:
+    heads = [title, *_fields(), "inline"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(line.replace("|  |", "| |").replace("|  |", "| |") for line in lines) + "\n"
+
+
+def _table(heading: str, names: list[str]) -> str:
+    rows = [
+        [f"`{name}`", *(_WORDS[getattr(TRUTH[name], field)] for field in _fields()), "yes" if name in QUICK else ""]
+        for name in names
+    ]
+    return f"{heading}\n\n{_lines('medium', rows)}"
+
+
+def _changes(stack: str, field: str, kinds: Iterable[str]) -> list[str]:
+    """The words that are true of a layer and one capability over all of these back ends."""
+    pairs = {(getattr(EXPECTED[kind], field), getattr(expected(stack, kind), field)) for kind in kinds}
+    after = {after for _, after in pairs}
+    found = ["passed on"] if all(before == now for before, now in pairs) else []
+    if field == "write" and stack.startswith("cow"):
+        found = []  # over what is read-only too
+    return found + [{NONE: "hidden", EMULATE: "emulated", NATIVE: "yes"}[now] for now in after if len(after) == 1]
+
+
+def _cell(stack: str, field: str) -> str:
+    kinds = [kind for known, kind in stacks() if known == stack]
+    if said := _changes(stack, field, kinds):
+        return said[0]
+    groups = {
+        "inline": [kind for kind in kinds if kind in INLINE],
+        "direct": [kind for kind in kinds if kind in _DIRECT_KINDS],
+    }
+    others = _changes(stack, field, set(kinds) - set(itertools.chain(*groups.values())))[0]
+    differing = {name: _changes(stack, field, group) for name, group in groups.items()}
+    return ", ".join([others, *(f"{said[-1]} over {name}" for name, said in differing.items() if others not in said)])
+
+
+def _layers() -> str:
+    rows = []
+    for stack in STACKS:
+        kinds = [kind for known, kind in stacks() if known == stack and kind in INLINE]
+        never = not any(inline(stack, kind) for kind in kinds)
+        rows.append([f"`{stack}`", *(_cell(stack, field) for field in _fields()), "hidden" if never else "passed on"])
+    return _lines("layer", rows)
 
 
 def page() -> str:
     """docs/capabilities.md."""
-    layers = [_table(f"Layers over {kind}", [name for name in TRUTH if name.endswith(f"/{kind}")]) for kind in UNDER]
-    return "\n".join([_HEAD, _table("Back ends", list(EXPECTED)), *layers])
+    over = [_table(f"### Over {kind}", [name for name in TRUTH if name.endswith(f"/{kind}")]) for kind in UNDER]
+    return "\n".join([_HEAD, _table("## Back ends", list(EXPECTED)), _LAYERS, _layers(), _OVER, *over])
 
 
 if __name__ == "__main__":

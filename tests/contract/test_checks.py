@@ -138,7 +138,7 @@ def test_good_device_keeps_the_contract() -> None:
         (ZeroesTooMuch, checks.write_zeroes_zeroes_the_range_and_no_more),
         (Shrinks, checks.size_never_changes),
         (LeavesFilesOpen, checks.close_gives_every_descriptor_back),
-        (RefusesAtOnce, checks.read_now_of_what_was_just_written_reads),
+        (RefusesAtOnce, checks.read_now_of_what_was_just_read_reads),
         (Raises, checks.refused_write_changes_nothing),
     ],
 )

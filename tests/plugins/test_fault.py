@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from layer_kit import Recorder, read, write
 
-from iscsid.block.guard import Guarded
+from iscsid.block.guard import Guarded, is_aligned
 from iscsid.errors import BlockError, Fault
 
 Wrap = Callable[..., Any]
@@ -74,6 +74,23 @@ def test_corruption_is_one_bit(below: Recorder, wrap: Wrap, calls: str) -> None:
     write(guard, data)
     assert sum(byte.bit_count() for byte in read(guard, 0, 512)) == 1
     assert data == bytes(512)
+
+
+@pytest.mark.parametrize("calls", ["read", "write"])
+def test_corruption_reaches_a_device_that_takes_aligned_buffers_only(below: Recorder, wrap: Wrap, calls: str) -> None:
+    below.alignment = 512
+    seen: list[bool] = []
+    below_write = below.write
+
+    def aligned_write(data: memoryview, offset: int) -> None:
+        seen.append(is_aligned(data, 512))
+        below_write(data, offset)
+
+    below.write = aligned_write  # type: ignore[method-assign]
+    guard = Guarded(wrap(below, "fault", action="corrupt", calls=calls))
+    for length in (512, 1024, 4096) * 4:  # memory of the heap may be aligned by chance
+        write(guard, bytes(length))
+    assert all(seen)
 
 
 def test_hang_ends_with_the_device(below: Recorder, wrap: Wrap) -> None:
