@@ -17,7 +17,8 @@ from iscsid.daemon.boot import WorkerBoot
 from iscsid.daemon.channel import Channel
 from iscsid.daemon.nodes import Nodes
 from iscsid.daemon.worker import Worker
-from iscsid.plugin import Device, Mode, Threading
+from iscsid.plugin import CredentialSource, Device, Mode, Threading
+from iscsid.session.authentication import Authenticator
 from iscsid.session.login import InitiatorLogin
 from iscsid.shared.messages import Connect, Message, Stop
 from iscsid.specs import LunSpec, ServerSpec, TargetSpec
@@ -107,7 +108,12 @@ class CachedDevice(SlowDevice):
 
 
 class Planted(SimpleNamespace):
-    """As much of Plugins as Nodes uses: a LUN's option ``device`` is what is opened, or a callable that makes it."""
+    """As much of Plugins as Nodes uses: a LUN's option ``device`` is what is opened, or a callable that makes it; the
+    option ``source`` of an AuthSpec is what authenticates."""
+
+    def authenticate(self, source: str, options: Mapping[str, Any]) -> CredentialSource:
+        found: CredentialSource = options["source"]
+        return found
 
     def open(self, backend: str, options: Mapping[str, Any], role: str) -> Device:
         device = options["device"]
@@ -122,9 +128,9 @@ def lun_of(device: Any, number: int = 0, **fields: Any) -> LunSpec:
     return LunSpec(number, "planted", {"device": device}, **fields)
 
 
-def boot_of(*luns: LunSpec, name: str = TARGET, **fields: Any) -> WorkerBoot:
-    """A server with one target."""
-    spec = ServerSpec(targets=(TargetSpec(name, luns),), **fields)
+def boot_of(*luns: LunSpec, name: str = TARGET, guests: Mapping[str, Any] | None = None, **fields: Any) -> WorkerBoot:
+    """A server with one target; ``guests``: the fields of its spec that say who may come. ``fields``: the server's."""
+    spec = ServerSpec(targets=(TargetSpec(name, luns, **(guests or {})),), **fields)
     return WorkerBoot(0, spec, Planted())  # type: ignore[arg-type]
 
 
@@ -255,13 +261,20 @@ class Initiator:
         name: str = NAME,
         isid: int = 0x80_1234_56_0001,
         offers: Mapping[str, str] | None = None,
+        authenticator: Authenticator | None = None,
     ) -> None:
         sock.settimeout(WAIT)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.isid = isid
         self.login = InitiatorLogin(
-            name, target, isid=isid, tsih=names, offers={**INITIATOR_OFFERS, **(offers or {})}, skip_security=True
+            name,
+            target,
+            isid=isid,
+            tsih=names,
+            offers={**INITIATOR_OFFERS, **(offers or {})},
+            authenticator=authenticator,
+            skip_security=authenticator is None,
         )
         self.framer = Framer(INITIATOR_RECEIVES, 1 << 18)
         self.cmd_sn = self.login.cmd_sn
