@@ -383,7 +383,7 @@ class InitiatorSession:
         tasks = self.connection.tasks
         # The task that has waited longest; those with shorter time-outs behind it are found by the coarse look.
         late = next(iter(tasks.values())).deadline if tasks else now + 2 * LOOK_EVERY
-        return min(2 * LOOK_EVERY, max(late, self._look_at) - now)
+        return max(0.0, min(2 * LOOK_EVERY, max(late, self._look_at) - now))
 
     def tick(self, now: float) -> None:
         """Look at the clock: time-outs, pauses that are over, signs of life."""
@@ -470,13 +470,19 @@ class InitiatorSession:
             self.attentions.append(task.sense)
             self._again(task)
             self._queue.appendleft(task)
-        elif decision == LATER and self._now < task.deadline:
+        elif decision == LATER and self._now < self._patience_of(task):
             self._again(task)
             pause = min(BUSY_PAUSE * 2 ** min(task.attempts - 1, 10), BUSY_PAUSE_LIMIT)
             task.not_before = self._now + pause
             self._pausing.append(task)
         else:
             task.end(error_of(task.status, task.sense))
+
+    @staticmethod
+    def _patience_of(task: Task) -> float:
+        """Until when a busy target is asked again: the first deadline, for each attempt has a new one."""
+        task.patience = task.patience or task.deadline
+        return task.patience
 
     @staticmethod
     def _again(task: Task) -> None:

@@ -82,6 +82,7 @@ class Task(Ticket):
         "flags",
         "lun",
         "not_before",
+        "patience",
         "raw",
         "received",
         "replay",
@@ -126,6 +127,7 @@ class Task(Ticket):
         self.exact = exact
         self.attempts = 0
         self.not_before = 0.0
+        self.patience = 0.0
         self.cmd_sn = 0
         self.received = 0
         self.data_sn = 0

@@ -294,6 +294,18 @@ def test_target_that_stays_busy_is_an_error_at_the_time_out() -> None:
     assert caught.value.status == Status.BUSY
 
 
+def test_target_that_is_busy_again_and_again_is_an_error_at_the_time_out() -> None:
+    world = World(DEVICES["blocking"](), timeout=2.0).know()
+    task = world.submit(read(world))
+    begin = world.now
+    while not task.done and world.now < begin + 10.0:
+        answer(world, task, Status.BUSY)
+        world.later(0.1 if task.done else world.session.next_tick(world.now) + 0.001)
+    assert 2.0 <= world.now - begin < 4.0
+    with pytest.raises(CommandFailed):
+        result(task)
+
+
 def test_reservation_conflict_and_task_aborted_are_exceptions_of_their_own() -> None:
     world = World(DEVICES["blocking"]()).know()
     conflict, aborted = world.submit(read(world)), world.submit(read(world))
@@ -388,6 +400,15 @@ def test_target_that_does_not_answer_the_abort_loses_the_connection_and_others_a
     world.connect()
     world.run()
     result(other)
+
+
+def test_time_until_the_next_look_is_never_negative() -> None:
+    """poll(2) takes a negative one for "for ever": nobody would look at what is late."""
+    world = World(DEVICES["blocking"](), timeout=2.0).know()
+    world.submit(read(world))
+    world.to_target()
+    world.now += 10.0  # answers to others kept everybody from looking at the clock
+    assert world.session.next_tick(world.now) == 0.0
 
 
 @pytest.mark.parametrize("function", [TmfFunction.ABORT_TASK_SET, TmfFunction.ABORT_TASK])
