@@ -40,6 +40,7 @@ REDIRECT_LIMIT: Final = 8  # moves in a row until a login succeeds: two targets 
 ATTENTIONS_KEPT: Final = 32
 BACK_OFF: Final = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0)  # seconds before each further attempt to connect
 WAIT_LIMIT: Final = 30.0  # seconds: the longest Time2Wait of a target that is honoured
+REPLAYS: Final = 3  # of a command at least, however long the target was away in between
 BUSY_PAUSE: Final = 0.05  # seconds after the first BUSY or TASK SET FULL; twice as long after each further one
 BUSY_PAUSE_LIMIT: Final = 1.0
 LOOK_EVERY: Final = 0.25  # seconds between two looks at what may be late: it costs more than a command
@@ -226,7 +227,7 @@ class InitiatorSession:
         self._now = now
         self._leave_at = None
         if connection is not None:
-            self._take_back(connection)
+            self._take_back(connection, error)
         if self._closing:
             self._end(CommandAborted("the session was closed"))
             return
@@ -251,7 +252,9 @@ class InitiatorSession:
         if now - self._lost_since >= self.options.recovery_timeout:
             self._give_up(error)
             return
-        pause = BACK_OFF[min(self._attempts, len(BACK_OFF) - 1)] if wait is None else min(wait, WAIT_LIMIT)
+        # A target that lets us in and breaks under the same commands as before gets its rest too.
+        attempts = max(self._attempts, max((task.breaks for task in self._queue), default=0) - 1)
+        pause = BACK_OFF[min(attempts, len(BACK_OFF) - 1)] if wait is None else min(wait, WAIT_LIMIT)
         self._attempts += 1
         self.connect_at = min(now + pause, self._lost_since + self.options.recovery_timeout)
 
@@ -270,7 +273,7 @@ class InitiatorSession:
             self._home = self.portal
         self.connect_at = now
 
-    def _take_back(self, connection: InitiatorConnection) -> None:
+    def _take_back(self, connection: InitiatorConnection, error: Exception) -> None:
         """Requeue what was under way, in its order, or end it."""
         connection.outbox.clear()
         for request in connection.requests.values():
@@ -279,6 +282,8 @@ class InitiatorSession:
         for task in connection.tasks.values():
             if task.tag in self._expired:
                 task.end(self._late(task))
+            elif task.replay and self._has_worn_out(task):
+                task.end(_failure(error))
             elif task.replay:
                 task.reset()
                 again.append(task)
@@ -286,6 +291,12 @@ class InitiatorSession:
                 task.end(OutcomeUnknown("the connection broke under a command that may not be repeated"))
         self._expired.clear()
         self._queue.extendleft(reversed(again))
+
+    def _has_worn_out(self, task: Task) -> bool:
+        """Whether one connection after the other has broken under a task, for longer than a target may stay away."""
+        task.breaks += 1
+        task.broken_at = task.broken_at or self._now
+        return task.breaks > REPLAYS and self._now - task.broken_at >= self.options.recovery_timeout
 
     def _give_up(self, error: Exception) -> None:
         self.connect_at = self._lost_since = None

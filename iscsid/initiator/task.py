@@ -72,6 +72,8 @@ class Task(Ticket):
 
     __slots__ = (
         "attempts",
+        "breaks",
+        "broken_at",
         "buffer",
         "cdb",
         "cmd_sn",
@@ -126,6 +128,8 @@ class Task(Ticket):
         self.raw = raw
         self.exact = exact
         self.attempts = 0
+        self.breaks = 0
+        self.broken_at = 0.0
         self.not_before = 0.0
         self.patience = 0.0
         self.cmd_sn = 0

@@ -78,8 +78,8 @@ class World:
 
     # --- the connection -----------------------------------------------------------------------------------------------
 
-    def connect(self) -> World:
-        """Open, if nobody has, and log in."""
+    def connect(self, pool: bool = True) -> World:
+        """Open, if nobody has, and log in; ``pool`` as ``run`` has it."""
         session = self.session
         if session.connect_at is None:
             session.open(self.now)
@@ -87,7 +87,7 @@ class World:
         self.now = max(self.now, session.connect_at)
         self.connection, self.engine = self.seat()
         session.connected(self.now)
-        self.run()
+        self.run(pool)
         return self
 
     def seat(self) -> tuple[TargetConnection, Engine]:

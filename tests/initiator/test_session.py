@@ -133,6 +133,38 @@ def test_attempts_back_off_and_end() -> None:
         result(task)
 
 
+def test_command_under_which_every_connection_breaks_is_given_up() -> None:
+    world = World(DEVICES["blocking"](), recovery_timeout=5.0).know()
+    task = world.submit(read(world))
+    begin, logins = world.now, 0
+    while not task.done and logins < 1000:
+        world.cut(ConnectionResetError("the command is too much for it"))
+        world.pool.calls.clear()
+        if not task.done:
+            world.connect(pool=False)
+            logins += 1
+    assert 5.0 <= world.now - begin < 10.0
+    assert logins < 20  # with growing pauses
+    with pytest.raises(ConnectionFailed, match="too much"):
+        result(task)
+    world.connect()
+    world.submit(other := read(world))
+    world.run()
+    result(other)
+
+
+def test_command_that_a_lost_target_kept_long_has_more_than_one_attempt() -> None:
+    world = World(DEVICES["blocking"](), recovery_timeout=5.0, timeout=60.0).know()
+    task = world.submit(read(world))
+    for _ in range(2):
+        world.later(6.0)
+        world.cut()
+        world.pool.calls.clear()
+        world.connect(pool=False)
+    world.run()
+    result(task)
+
+
 def test_next_command_after_giving_up_tries_anew() -> None:
     world = World(recovery_timeout=0.0).know()
     world.submit(read(world))
