@@ -36,6 +36,7 @@ from iscsid.shared.messages import (
     UpdateUnit,
     Withdraw,
     error_of,
+    failure_text,
 )
 from iscsid.target.engine import Engine
 from iscsid.target.task import Submit
@@ -160,30 +161,34 @@ class Conduit:
         attentions = [Attention(NexusId(*nexus), Reason[name]) for nexus, name in json.loads(update.attentions)]
         aborts = json.loads(update.aborts)
         nexuses = None if aborts == "all" else {NexusId(*nexus) for nexus in aborts}
-        left = 1
+        left, failures = 1, [""]
+
+        def applied() -> None:
+            self._send(UnitApplied(update.unit, update.generation, failures[-1]))
 
         def stopped() -> None:
             nonlocal left
             left -= 1
             if not left:
-                self._part(parting, lambda: self._send(UnitApplied(update.unit, update.generation)))
+                self._part(parting, failures, applied)
 
         for unit in uncached:
             left += 1
-            self._submit(partial(_flush, unit), partial(_flushed, unit, stopped))
+            self._submit(partial(_flush, unit), partial(_flushed, unit, failures, stopped))
         for engine in list(self._sessions()):
             for unit in units:
                 left += 1
                 engine.update(unit, attentions, nexuses, _once(stopped), refusal)
         stopped()
 
-    def _part(self, units: Sequence[LogicalUnit], then: Callable[[], None]) -> None:
+    def _part(self, units: Sequence[LogicalUnit], failures: list[str], then: Callable[[], None]) -> None:
         """Put on their media, which go, what was written until now; call ``then`` when that is done."""
         if not units:
             then()
             return
         unit, *others = units
-        self._submit(partial(_flush, unit), partial(_flushed, unit, lambda: self._part(others, then)))
+        told = partial(_flushed, unit, failures, lambda: self._part(others, failures, then))
+        self._submit(partial(_flush, unit), told)
 
 
 def _medium_goes(units: Sequence[LogicalUnit], plain: Mapping[str, Any]) -> ScsiError | None:
@@ -232,14 +237,16 @@ def _flush(unit: LogicalUnit) -> None:
         unit.device.flush()
 
 
-def _flushed(unit: LogicalUnit, stopped: Callable[[], None], _: object, error: Exception | None) -> None:
-    """The acknowledgement has no room for an error. Every write is a forced one from now on, which will meet it; or the
-    medium has gone, and what was answered before that was on it when START STOP UNIT flushed it."""
+def _flushed(
+    unit: LogicalUnit, failures: list[str], then: Callable[[], None], _: object, error: Exception | None
+) -> None:
+    """What was written before is on the medium, or the acknowledgement tells that it may not be."""
     if error is not None:
+        failures.append(failure_text(error))
         log.error(
             "%s: flush failed when its write cache was switched off or its medium went: %s", unit.identity.name, error
         )
-    stopped()
+    then()
 
 
 def _once(call: Callable[[], None]) -> Callable[[], None]:

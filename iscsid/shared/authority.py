@@ -30,9 +30,10 @@ from iscsid.scsi.state import NexusId, Outcome
 from iscsid.shared import rules
 from iscsid.shared.actions import Action, End, Keep, Kill, Tell
 from iscsid.shared.barrier import Barrier
-from iscsid.shared.messages import AskReset, AskUnit, SanitizeOver, UnitApplied, UpdateUnit, Withdraw
+from iscsid.shared.changes import Ask, Change
+from iscsid.shared.messages import AskReset, AskUnit, SanitizeOver, UnitApplied, UpdateUnit, Withdraw, failure_of
 from iscsid.shared.parts import json_text, parts, unit_answer
-from iscsid.shared.rules import AccessChange, MediumChange, Request, Reset, UnitState
+from iscsid.shared.rules import AccessChange, MediumChange, Request, UnitState
 
 MAX_WAITING: Final = 256  # asks per unit that wait for their turn: two whole command windows
 MAX_STATE: Final = 96 * 1024  # bytes of a state in a message; a change that makes it longer is refused
@@ -63,51 +64,6 @@ class Place:
 
 
 @dataclass(eq=False, slots=True)
-class _Ask:
-    """Who waits for an answer, and for how many units' changes."""
-
-    worker: int
-    number: int
-    units: int
-    error: ScsiError | None = None
-    dead: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class _Change:
-    """One change of one unit: a command's, a reset's, or (neither) the loss of ``nexus``."""
-
-    nexus: NexusId
-    ask: _Ask | None = None
-    request: Request | None = None
-    reset: Reset | None = None
-    access: AccessChange | None = None
-    medium: MediumChange | None = None
-    outcome: Outcome | None = None
-    sanitized: bool | None = None  # how a sanitize operation has ended
-    configured: tuple[Access, Medium | None] | None = None  # what another configuration says; None: as it is
-
-    @property
-    def name(self) -> str:
-        if self.sanitized is not None:
-            return "sanitize completed" if self.sanitized else "sanitize failed"
-        if self.reset is not None:
-            return self.reset.name
-        if self.access is not None:
-            return "change of the access state"
-        if self.medium is not None:
-            return "load" if self.medium.load else "eject"
-        if self.configured is not None:
-            return "another configuration"
-        return "nexus lost" if self.request is None else f"command {self.request.cdb[:2].hex()}"
-
-    @property
-    def resets_unit(self) -> bool:
-        """Whether it aborts the tasks of every nexus."""
-        return self.reset is not None and not self.reset.nexus_only
-
-
-@dataclass(eq=False, slots=True)
 class _Unit:
     """One unit. ``current`` is under way: until ``barrier`` is there its outcome is not in force yet."""
 
@@ -116,9 +72,9 @@ class _Unit:
     state: UnitState = field(default_factory=UnitState)
     text: str = ""  # the state as the workers are told it
     generation: int = 0
-    waiting: deque[_Change] = field(default_factory=deque)
+    waiting: deque[Change] = field(default_factory=deque)
     lost: dict[NexusId, None] = field(default_factory=dict)  # nexuses whose loss is to be looked at first
-    current: _Change | None = None
+    current: Change | None = None
     barrier: Barrier | None = None
     sanitizer: int | None = None  # the worker that executes the sanitize operation of the state
     unsure: bool = False  # whether what is on disk is what should be: the last attempt to write it has failed
@@ -145,7 +101,7 @@ class Authority:
         self._workers: set[int] = set()
         self._sessions: dict[int, tuple[int, NexusId]] = {}  # TSIH -> worker and nexus
         self._open: Counter[NexusId] = Counter()  # how many sessions each nexus has: two while one takes over
-        self._asks: dict[tuple[int, int], _Ask] = {}
+        self._asks: dict[tuple[int, int], Ask] = {}
         self._last_expire: float | None = None
 
     def restore(self, unit: str, plain: Mapping[str, Any]) -> None:
@@ -197,7 +153,7 @@ class Authority:
             medium = None if unit.place.medium == place.medium else place.medium
             unit.place = place
             if unit.current is not None:  # its outcome is made already, of the state of before
-                unit.waiting.appendleft(_Change(NOBODY, configured=(place.access, medium)))
+                unit.waiting.appendleft(Change(NOBODY, configured=(place.access, medium)))
                 continue
             state = rules.reconfigured(unit.state, place.access, medium)
             if state != unit.state:
@@ -260,10 +216,10 @@ class Authority:
             raise LocalProtocolError(f"ask {message.ask} is not answered yet")
         nexus = NexusId(message.initiator, message.isid, message.target, message.portal_group_tag)
         if isinstance(message, AskUnit):
-            return self._ask_unit(_Ask(worker, message.ask, 1), message, nexus, now)
-        return self._ask_reset(_Ask(worker, message.ask, 1), message, nexus, now)
+            return self._ask_unit(Ask(worker, message.ask, 1), message, nexus, now)
+        return self._ask_reset(Ask(worker, message.ask, 1), message, nexus, now)
 
-    def _ask_unit(self, ask: _Ask, message: AskUnit, nexus: NexusId, now: float) -> list[Action]:
+    def _ask_unit(self, ask: Ask, message: AskUnit, nexus: NexusId, now: float) -> list[Action]:
         unit = self._units.get(message.unit)
         if unit is None:
             return _refusal(ask, ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED))
@@ -274,7 +230,7 @@ class Authority:
             facts = json.loads(message.facts) if message.facts else {}
         except ValueError as exc:
             raise LocalProtocolError(f"ask {message.ask}: {exc}") from exc
-        change = _Change(nexus, ask, Request(nexus, cdb, data, facts=facts))
+        change = Change(nexus, ask, Request(nexus, cdb, data, facts=facts))
         return self._enqueue(ask, [(unit, change)], now)
 
     def change_access(self, number: int, change: AccessChange, now: float) -> list[Action]:
@@ -282,19 +238,19 @@ class Authority:
         one at least. The answer goes to ADMINISTRATOR."""
         units = list(self._of_target(change.target))
         if not units:
-            return _refusal(_Ask(ADMINISTRATOR, number, 0), ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED))
-        ask = _Ask(ADMINISTRATOR, number, len(units))
+            return _refusal(Ask(ADMINISTRATOR, number, 0), ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED))
+        ask = Ask(ADMINISTRATOR, number, len(units))
         nobody = NexusId("", 0, change.target, change.tag)
-        return self._enqueue(ask, [(unit, _Change(nobody, ask, access=change)) for unit in units], now)
+        return self._enqueue(ask, [(unit, Change(nobody, ask, access=change)) for unit in units], now)
 
     def change_medium(self, number: int, unit: str, change: MediumChange, now: float) -> list[Action]:
         """The administrator loads or ejects the medium of ``unit``; as :meth:`change_access`."""
-        here, ask = self._units.get(unit), _Ask(ADMINISTRATOR, number, 1)
+        here, ask = self._units.get(unit), Ask(ADMINISTRATOR, number, 1)
         if here is None:
             return _refusal(ask, ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED))
-        return self._enqueue(ask, [(here, _Change(NOBODY, ask, medium=change))], now)
+        return self._enqueue(ask, [(here, Change(NOBODY, ask, medium=change))], now)
 
-    def _ask_reset(self, ask: _Ask, message: AskReset, nexus: NexusId, now: float) -> list[Action]:
+    def _ask_reset(self, ask: Ask, message: AskReset, nexus: NexusId, now: float) -> list[Action]:
         reset = rules.RESETS.get(message.function)
         if reset is None:
             return _refusal(ask, ScsiError(Reason.INVALID_FIELD_IN_CDB))
@@ -304,7 +260,7 @@ class Authority:
         if not units:
             return _refusal(ask, ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED))
         ask.units = len(units)
-        return self._enqueue(ask, [(unit, _Change(nexus, ask, reset=reset)) for unit in units], now)
+        return self._enqueue(ask, [(unit, Change(nexus, ask, reset=reset)) for unit in units], now)
 
     def withdraw(self, worker: int, message: Withdraw, now: float) -> list[Action]:
         """A worker does not want any more what it has asked for. What is under way by then happens all the same."""
@@ -317,14 +273,14 @@ class Authority:
 
     def sanitize_over(self, worker: int, message: SanitizeOver, now: float) -> list[Action]:
         """The sanitize operation that ``worker`` was executing has ended. It is looked at before all that waits."""
-        unit, ask = self._units.get(message.unit), _Ask(worker, message.ask, 1)
+        unit, ask = self._units.get(message.unit), Ask(worker, message.ask, 1)
         if unit is None or unit.sanitizer != worker:
             return _refusal(ask, ScsiError(Reason.SANITIZE_COMMAND_FAILED))
         self._asks[worker, message.ask] = ask
-        unit.waiting.appendleft(_Change(NOBODY, ask, sanitized=message.ok))
+        unit.waiting.appendleft(Change(NOBODY, ask, sanitized=message.ok))
         return self._advance_all([unit], now)
 
-    def _enqueue(self, ask: _Ask, changes: list[tuple[_Unit, _Change]], now: float) -> list[Action]:
+    def _enqueue(self, ask: Ask, changes: list[tuple[_Unit, Change]], now: float) -> list[Action]:
         if any(len(unit.waiting) >= MAX_WAITING for unit, _ in changes):
             return _refusal(ask, ScsiError(Status.BUSY))
         self._asks[ask.worker, ask.number] = ask
@@ -355,6 +311,9 @@ class Authority:
         unit = self._units.get(message.unit)
         if unit is None or unit.barrier is None:
             return []
+        change = unit.current
+        if message.failure and message.generation == unit.generation and change is not None and change.reset is None:
+            change.failure = change.failure or failure_of(message.failure)
         unit.barrier.applied(worker, message.generation)
         return self._advance_all([unit], now)
 
@@ -390,10 +349,21 @@ class Authority:
         """End what has come through, and begin what is next, until something has to be waited for."""
         while True:
             if unit.barrier is not None and unit.barrier.passed:
-                self._end(unit, None, out)
+                self._through(unit, out)
             if unit.current is not None or not (unit.orphaned or unit.lost or unit.waiting):
                 return
             self._begin(unit, now, out)
+
+    def _through(self, unit: _Unit, out: list[Action]) -> None:
+        """A change is in force everywhere. MODE SELECT that could not flush the cache it switched off switches it on
+        again before it fails; of others the failure is told."""
+        change = unit.current
+        assert change is not None
+        if change.failure and change.request and change.before and change.before.mode != unit.state.mode:
+            unit.current = unit.barrier = None
+            unit.waiting.appendleft(Change(change.nexus, change.ask, failure=change.failure, undo=change))
+        else:
+            self._end(unit, change.failure, out)
 
     def _begin(self, unit: _Unit, now: float, out: list[Action]) -> None:
         change = _next(unit)
@@ -402,8 +372,8 @@ class Authority:
         if outcome.error is not None:
             self._end(unit, outcome.error, out)
         elif outcome.state == unit.state and not (outcome.attentions or outcome.aborts or change.reset):
-            self._end(unit, None, out)
-        elif (change.request is not None or change.sanitized) and self._must_keep(unit, outcome):
+            self._end(unit, change.failure, out)
+        elif (change.request or change.undo or change.sanitized) and self._must_keep(unit, outcome):
             out.append(Keep(unit.key, rules.kept(outcome.state)))
         else:
             self._publish(unit, now, out)
@@ -412,13 +382,15 @@ class Authority:
     def _must_keep(unit: _Unit, outcome: Outcome) -> bool:
         return outcome.persist or unit.unsure or rules.kept(outcome.state) != rules.kept(unit.state)
 
-    def _execute(self, unit: _Unit, change: _Change) -> Outcome:
+    def _execute(self, unit: _Unit, change: Change) -> Outcome:
         """What the change comes to; a bug in it costs this one command."""
         if change.reset is not None:
             if change.reset.nexus_only:
                 return rules.nexus_reset(unit.state, change.nexus, change.reset)
             return Outcome(rules.reset(unit.state))
         known = frozenset(self._known(unit))
+        if change.undo is not None and change.undo.request and change.undo.before:
+            return rules.mode_undone(unit.state, change.undo.before, replace(change.undo.request, known=known))
         if change.access is not None:
             return rules.change_access(unit.state, change.access, known)
         if change.medium is not None:
@@ -445,6 +417,7 @@ class Authority:
         outcome = change.outcome
         if rules.sanitizing(outcome.state) and not rules.sanitizing(unit.state):
             unit.sanitizer = None if change.ask is None or change.ask.dead else change.ask.worker
+        change.before = unit.state
         unit.take(outcome.state)
         if change.resets_unit or outcome.aborts:
             aborted = None if change.resets_unit else frozenset(outcome.aborts)
@@ -457,7 +430,7 @@ class Authority:
                 counts[worker] = len(updates)
         unit.barrier = Barrier(unit.generation, counts, now)
 
-    def _updates(self, unit: _Unit, change: _Change, outcome: Outcome, worker: int) -> Iterator[UpdateUnit]:
+    def _updates(self, unit: _Unit, change: Change, outcome: Outcome, worker: int) -> Iterator[UpdateUnit]:
         """The messages for one worker."""
         raised = list(self._raised(unit, change, outcome, worker))
         if change.resets_unit:
@@ -467,7 +440,7 @@ class Authority:
             for attentions, aborts in parts(raised, [json_text(nexus) for nexus in outcome.aborts]):
                 yield _update(unit, attentions, aborts, change.name)
 
-    def _raised(self, unit: _Unit, change: _Change, outcome: Outcome, worker: int) -> Iterator[str]:
+    def _raised(self, unit: _Unit, change: Change, outcome: Outcome, worker: int) -> Iterator[str]:
         """The unit attentions that concern ``worker``: of its own sessions, and of those of which nothing is known."""
         homes: dict[NexusId, set[int]] = {}
         for home, nexus in self._sessions.values():
@@ -487,7 +460,7 @@ class Authority:
         unit.current = unit.barrier = None
         self._settle(change, error, out)
 
-    def _settle(self, change: _Change, error: ScsiError | None, out: list[Action]) -> None:
+    def _settle(self, change: Change, error: ScsiError | None, out: list[Action]) -> None:
         """Answer who asked, when this was the last unit that it waited for."""
         ask = change.ask
         if ask is None:
@@ -503,9 +476,9 @@ class Authority:
                 if nexus.target == change.nexus.target:
                     out.append(End(tsih, change.reset.name))
 
-    def _abort(self, unit: _Unit, concerns: Callable[[_Change], bool], out: list[Action]) -> None:
+    def _abort(self, unit: _Unit, concerns: Callable[[Change], bool], out: list[Action]) -> None:
         """Answer the commands (no resets: those are no tasks) that wait for their turn and are aborted."""
-        stay: deque[_Change] = deque()
+        stay: deque[Change] = deque()
         for change in unit.waiting:
             if change.request is not None and concerns(change):
                 self._settle(change, ScsiError(Status.TASK_ABORTED), out)
@@ -541,11 +514,11 @@ class Authority:
 # -- small things ------------------------------------------------------------------------------------------------------
 
 
-def _next(unit: _Unit) -> _Change:
+def _next(unit: _Unit) -> Change:
     """What is to be executed now."""
     if unit.orphaned:
-        return _Change(NOBODY, sanitized=False)
-    return _Change(unit.lost.popitem()[0]) if unit.lost else unit.waiting.popleft()
+        return Change(NOBODY, sanitized=False)
+    return Change(unit.lost.popitem()[0]) if unit.lost else unit.waiting.popleft()
 
 
 def _serves(unit: _Unit, worker: int) -> bool:
@@ -560,11 +533,11 @@ def _aborts_now(unit: _Unit, worker: int, nexus: NexusId) -> bool:
     return change.resets_unit or (change.outcome is not None and nexus in change.outcome.aborts)
 
 
-def _refusal(ask: _Ask, error: ScsiError) -> list[Action]:
+def _refusal(ask: Ask, error: ScsiError) -> list[Action]:
     return [_answer(ask, error)]
 
 
-def _answer(ask: _Ask, error: ScsiError | None) -> Tell:
+def _answer(ask: Ask, error: ScsiError | None) -> Tell:
     return Tell(ask.worker, unit_answer(ask.number, error))
 
 

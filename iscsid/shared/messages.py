@@ -24,7 +24,7 @@ from typing import Any, TypeAlias, get_args, get_type_hints
 
 from iscsid.errors import LocalProtocolError, ScsiError
 from iscsid.scsi.const import Status
-from iscsid.scsi.sense import Reason
+from iscsid.scsi.sense import Reason, reason_of
 
 MAX_MESSAGE = 192 * 1024  # the longest: AskUnit with MAX_PARAMETERS in hexadecimal; the kernel takes 208 KiB
 MAX_PARAMETERS = 64 * 1024  # bytes of parameter list in an AskUnit: twice what 128 of the longest TransportIDs need
@@ -267,10 +267,12 @@ class SanitizeOver:
 
 @dataclass(slots=True)
 class UnitApplied:
-    """An UpdateUnit is in force in this worker, and what it aborts has stopped."""
+    """An UpdateUnit is in force in this worker, and what it aborts has stopped; ``failure``, of ``failure_text``, is
+    what the flush of a cache that it switched off, or of a medium that it took away, has ended with."""
 
     unit: str
     generation: int
+    failure: str = ""
 
 
 @dataclass(slots=True)
@@ -315,6 +317,17 @@ def error_of(answer: UnitAnswer) -> ScsiError | None:
     pointer = None if answer.field < 0 else answer.field
     bit = None if answer.bit < 0 else answer.bit
     return ScsiError(Reason[answer.reason], field=pointer, bit=bit, in_data=answer.in_data)
+
+
+def failure_text(error: Exception) -> str:
+    """What a device has raised, for UnitApplied."""
+    reason = reason_of(error, is_write=True)
+    return (reason.reason if isinstance(reason, ScsiError) else reason).name
+
+
+def failure_of(text: str) -> ScsiError:
+    """The inverse, with sense data or a status."""
+    return ScsiError(Reason[text] if text in Reason.__members__ else Status[text])
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,12 @@ def _mode_select(state: UnitState, request: Request) -> Outcome:
     return Outcome(replace(state, mode=after, saved_mode=saved), attentions=raised)
 
 
+def mode_undone(state: UnitState, before: UnitState, request: Request) -> Outcome:
+    """What MODE SELECT has changed is as it was ``before``: the cache that it switched off could not be flushed."""
+    raised = _for_others(request, Reason.MODE_PARAMETERS_CHANGED)
+    return Outcome(replace(state, mode=before.mode, saved_mode=before.saved_mode), attentions=raised)
+
+
 def _for_others(request: Request, reason: Reason) -> tuple[Attention, ...]:
     """``reason`` for every nexus but the one that sent the command."""
     return tuple(Attention(nexus, reason) for nexus in request.known if nexus != request.nexus)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from iscsid.daemon.conduit import Conduit
-from iscsid.errors import ScsiError
+from iscsid.errors import BlockError, Fault, ScsiError
 from iscsid.scsi import reservation
 from iscsid.scsi.const import Status
 from iscsid.scsi.lu import Identity
@@ -197,15 +197,25 @@ def test_mode_that_others_have_selected_is_taken_over_and_the_default_comes_back
     assert rig.units[0].mode_state == rig.units[0].default_mode_state
 
 
-def test_flush_that_fails_when_the_cache_is_switched_off_is_logged_and_holds_up_nobody(
+def test_flush_that_fails_when_the_cache_is_switched_off_is_told_with_the_acknowledgement(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     rig = Rig(engines=0)
     rig.conduit.update(update(mode=ModeState(wce=False).to_plain()))
     [(_, done)] = rig.calls
     done(None, OSError(5, "I/O error"))
-    assert rig.sent == [UnitApplied("S1", 7)]
+    assert rig.sent == [UnitApplied("S1", 7, "WRITE_ERROR")]
     assert "the disk: flush failed" in caplog.text
+
+
+def test_flush_that_fails_when_the_medium_goes_is_told_with_the_acknowledgement() -> None:
+    rig = Rig(engines=0, units=2)
+    rig.conduit.update(update(medium=EJECTED))
+    [(_, done)] = rig.calls
+    done(None, BlockError(Fault.BUSY))
+    [_, (_, done)] = rig.calls
+    done(None, None)
+    assert rig.sent == [UnitApplied("S1", 7, "BUSY")]
 
 
 def test_write_cache_that_is_switched_off_is_flushed_before_the_acknowledgement() -> None:

@@ -1018,6 +1018,111 @@ def test_ask_of_another_worker_is_not_withdrawn(rig: Rig) -> None:
     assert rig.status(ask) is None
 
 
+# -- flushes that fail -------------------------------------------------------------------------------------------------
+
+FACTS = {
+    "blocks": 2048,
+    "block_size": 512,
+    "volatile": True,
+    "saving": True,
+    "default": ModeState(wce=True).to_plain(),
+}
+
+
+def select_wce(rig: Rig, wce: bool, *, save: bool = False) -> int:
+    """MODE SELECT(6) with the caching page, by A of worker 0."""
+    rig.number += 1
+    page = bytes(4) + bytes((0x08, 0x12, 0x04 if wce else 0)) + bytes(17)
+    cdb = bytes((0x15, 0x11 if save else 0x10, 0, 0, len(page), 0))
+    message = AskUnit(rig.number, "S0", *A, cdb.hex(), page.hex(), json.dumps(FACTS))
+    rig.do(rig.authority.ask(0, message, 0.0))
+    return rig.number
+
+
+def flush_fails(rig: Rig, worker: int, failure: str = "WRITE_ERROR") -> None:
+    applied = UnitApplied("S0", rig.authority.generation("S0"), failure)
+    rig.do(rig.authority.applied(worker, applied, 0.0))
+
+
+def cached(rig: Rig) -> bool:
+    return (rig.authority.state("S0").mode or ModeState(wce=True)).wce
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "reason"), [("WRITE_ERROR", CHECK_CONDITION, "WRITE_ERROR"), ("BUSY", BUSY, "")]
+)
+def test_mode_select_whose_flush_fails_switches_the_cache_on_again_and_fails(
+    rig: Rig, failure: str, status: int, reason: str
+) -> None:
+    rig.open(1, 2, B)
+    ask = select_wce(rig, False)
+    waiting = rig.ask(1, B, RESERVE)
+    flush_fails(rig, 1, failure)
+    assert not cached(rig)
+    rig.applied(0)
+    assert cached(rig) and rig.status(ask) is None  # not every worker knows
+    rig.applied(0)
+    rig.applied(1)
+    assert (rig.status(ask), rig.reason(ask)) == (status, reason)
+    assert (1, B, "MODE_PARAMETERS_CHANGED") in rig.raised()
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(waiting) == GOOD
+    assert cached(rig)
+
+
+def test_saved_mode_whose_flush_fails_is_not_kept_either(rig: Rig) -> None:
+    ask = select_wce(rig, False, save=True)
+    rig.do(rig.authority.kept("S0", True, 0.0))
+    flush_fails(rig, 0)
+    rig.applied(1)
+    assert [action.kept for action in rig.log if isinstance(action, Keep)][-1] is None
+    rig.do(rig.authority.kept("S0", True, 0.0))
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(ask) == CHECK_CONDITION
+    assert rig.authority.state("S0").saved_mode is None
+
+
+def test_flush_that_fails_for_an_earlier_change_is_not_that_of_this_one(rig: Rig) -> None:
+    ask = select_wce(rig, False)
+    rig.do(rig.authority.applied(0, UnitApplied("S0", 0, "WRITE_ERROR"), 0.0))
+    rig.applied(0)
+    rig.applied(1)
+    assert rig.status(ask) == GOOD
+    assert not cached(rig)
+
+
+def test_worker_that_dies_after_its_flush_has_failed_leaves_the_cache_on(rig: Rig) -> None:
+    dead = select_wce(rig, False)
+    flush_fails(rig, 0)
+    rig.do(rig.authority.worker_died(0, 0.0))
+    ask = rig.ask(1, B, RESERVE)
+    for _ in range(3):
+        rig.applied(1)
+    assert (rig.status(dead), rig.status(ask)) == (None, GOOD)
+    assert cached(rig)
+
+
+def test_eject_whose_flush_fails_is_told(rig: Rig) -> None:
+    authority = Authority({"S0": Place(frozenset({DISK}), medium=Medium(removable=True))})
+    authority.worker_ready(0)
+    authority.change_medium(4, "S0", MediumChange(load=False), 0.0)
+    [answer] = authority.applied(0, UnitApplied("S0", 1, "WRITE_ERROR"), 0.0)
+    assert answer == Tell(ADMINISTRATOR, UnitAnswer(4, CHECK_CONDITION, "WRITE_ERROR", -1, -1, False))
+
+
+def test_reset_whose_flush_fails_is_performed_all_the_same(rig: Rig) -> None:
+    select_wce(rig, True, save=True)
+    rig.do(rig.authority.kept("S0", True, 0.0))
+    for worker in (0, 1):
+        rig.applied(worker)
+    ask = rig.reset(0, A, LU_RESET)
+    flush_fails(rig, 0)
+    rig.applied(1)
+    assert rig.status(ask) == GOOD
+
+
 # -- the administrator -------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 from typing import get_args
 
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsid.errors import LocalProtocolError
+from iscsid.errors import BlockError, Fault, LocalProtocolError, ScsiError
+from iscsid.scsi.const import Status
+from iscsid.scsi.sense import Reason
 from iscsid.shared import messages
 from iscsid.shared.messages import (
     AskReset,
@@ -41,6 +44,8 @@ from iscsid.shared.messages import (
     Withdraw,
     decode,
     encode,
+    failure_of,
+    failure_text,
 )
 
 INFO = SessionInfo(
@@ -164,3 +169,21 @@ def test_any_text_survives(text: str, tsih: int) -> None:
 def test_any_bytes_decode_or_raise_the_one_error(data: bytes) -> None:
     with contextlib.suppress(LocalProtocolError):
         decode(data)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.EIO, "broken"), "WRITE_ERROR"),
+        (BlockError(Fault.BUSY), "BUSY"),
+        (ScsiError(Reason.COMMAND_TIMEOUT_DURING_PROCESSING), "COMMAND_TIMEOUT_DURING_PROCESSING"),
+        (ZeroDivisionError(), "INTERNAL_TARGET_FAILURE"),
+    ],
+)
+def test_failure_of_a_flush_goes_by_its_name(error: Exception, text: str) -> None:
+    assert failure_text(error) == text
+    assert failure_of(text).reason.name == text
+
+
+def test_reasons_and_statuses_have_different_names() -> None:
+    assert not Reason.__members__.keys() & Status.__members__.keys()
