@@ -27,14 +27,14 @@ from iscsid.errors import (
     RemoteProtocolError,
 )
 from iscsid.initiator.connection import InitiatorConnection
-from iscsid.initiator.outcome import AT_ONCE, LATER, error_of, retry
+from iscsid.initiator.outcome import AT_ONCE, LATER, NEVER, error_of, retry
 from iscsid.initiator.task import Management, Task, TextExchange, Ticket
 from iscsid.initiator.url import Credentials, Portal, parse_portal
 from iscsid.session.authentication import Authenticator
 from iscsid.session.chap import AuthenticationFailed, ChapInitiator
 from iscsid.session.login_initiator import InitiatorLogin, LoginFailed
 from iscsid.text.keys import INITIATOR_OFFERS
-from iscsid.wire.const import LoginStatus, TmfFunction
+from iscsid.wire.const import LoginStatus, TmfFunction, TmfResponse
 
 REDIRECT_LIMIT: Final = 8  # moves in a row until a login succeeds: two targets may send us to each other
 ATTENTIONS_KEPT: Final = 32
@@ -44,6 +44,9 @@ REPLAYS: Final = 3  # of a command at least, however long the target was away in
 BUSY_PAUSE: Final = 0.05  # seconds after the first BUSY or TASK SET FULL; twice as long after each further one
 BUSY_PAUSE_LIMIT: Final = 1.0
 LOOK_EVERY: Final = 0.25  # seconds between two looks at what may be late: it costs more than a command
+_ENDED: Final = frozenset(  # what an aborted task is after these answers
+    {TmfResponse.FUNCTION_COMPLETE, TmfResponse.TASK_DOES_NOT_EXIST, TmfResponse.LUN_DOES_NOT_EXIST}
+)
 _LEAVE_MARGIN: Final = 1.0  # seconds before the target's deadline at which we log out with commands unanswered
 _FATAL: Final = frozenset(
     {LoginStatus.AUTHENTICATION_FAILURE, LoginStatus.AUTHORIZATION_FAILURE, LoginStatus.UNSUPPORTED_VERSION}
@@ -161,8 +164,23 @@ class InitiatorSession:
 
     def ask(self, request: Management | TextExchange, now: float) -> None:
         """Take a task management function or a text."""
+        if isinstance(request, Management) and request.victim is not None:
+            request.victim.last = True
+            if self.withdraw(request.victim):
+                request.response = TmfResponse.FUNCTION_COMPLETE
+                request.end()
+                return
         self._requests.append(request)
         self._wake(now)
+
+    def withdraw(self, task: Task) -> bool:
+        """End a command that waits to be sent; False where it does not: it is at the target, or over."""
+        for waiting in (self._queue, self._pausing):
+            if task in waiting:
+                waiting.remove(task)
+                task.end(CommandAborted("it was taken back before it was sent"))
+                return True
+        return False
 
     def close(self, now: float) -> None:
         """Log out, after what was sent has been answered; what was not sent is dropped."""
@@ -282,6 +300,8 @@ class InitiatorSession:
         for task in connection.tasks.values():
             if task.tag in self._expired:
                 task.end(self._late(task))
+            elif task.last:
+                task.end(OutcomeUnknown("the connection broke under a command that was to be aborted"))
             elif task.replay and self._has_worn_out(task):
                 task.end(_failure(error))
             elif task.replay:
@@ -363,6 +383,11 @@ class InitiatorSession:
         requests = self._requests
         while requests and (isinstance(requests[0], Management) or connection.window_open):
             request = requests.popleft()
+            victim = request.victim if isinstance(request, Management) else None
+            if victim is not None and connection.tasks.get(victim.tag) is not victim:
+                request.response = TmfResponse.TASK_DOES_NOT_EXIST  # its tag may be another one's by now
+                request.end()
+                continue
             request.deadline = now + request.timeout
             connection.ask(request)
         queue = self._queue
@@ -443,6 +468,7 @@ class InitiatorSession:
         for task in connection.tasks.values():
             if now >= task.deadline and task.tag not in self._expired:
                 self._expired.add(task.tag)
+                task.last = True
                 self._requests.append(
                     Management(TmfFunction.ABORT_TASK, task.lun, task, timeout=self.options.abort_timeout)
                 )
@@ -454,18 +480,23 @@ class InitiatorSession:
         if isinstance(ticket, Task):
             self._on_task(ticket)
             return
-        if isinstance(ticket, Management) and ticket.victim is not None and ticket.victim.tag in self._expired:
-            self._on_abort(ticket.victim)
         ticket.end(ticket.error)
+        if isinstance(ticket, Management) and ticket.victim is not None and ticket.victim.tag in self._expired:
+            self._on_abort(ticket.victim, ticket.response)
 
-    def _on_abort(self, victim: Task) -> None:
-        """The answer to an ABORT TASK of ours. If the task is still there, the target knows nothing of it."""
+    def _on_abort(self, victim: Task, response: int) -> None:
+        """The answer to an ABORT TASK of ours. If the task is still there, the target knows nothing of it.
+
+        Or it goes on with it, and would perhaps do it after what the caller does next: then all has to end.
+        """
         self._expired.discard(victim.tag)
         connection = self.connection
         assert connection is not None
         if connection.tasks.pop(victim.tag, None) is not None:
             connection.forget(victim)
             victim.end(self._late(victim))
+            if response not in _ENDED:
+                raise RemoteProtocolError("the target does not abort a command")
 
     def _late(self, task: Task) -> CommandTimeout:
         return CommandTimeout(f"no answer within {task.timeout:g} seconds; the command was aborted")
@@ -477,7 +508,7 @@ class InitiatorSession:
         elif task.raw or not task.status:
             short = task.exact and task.received < len(task.buffer)
             task.end(_short(task) if short and not task.raw else None)
-        elif (decision := retry(task)) == AT_ONCE:
+        elif (decision := NEVER if task.last else retry(task)) == AT_ONCE:
             self.attentions.append(task.sense)
             self._again(task)
             self._queue.appendleft(task)

@@ -82,6 +82,7 @@ class Task(Ticket):
         "exact",
         "expected",
         "flags",
+        "last",
         "lun",
         "not_before",
         "patience",
@@ -128,6 +129,7 @@ class Task(Ticket):
         self.raw = raw
         self.exact = exact
         self.attempts = 0
+        self.last = False  # somebody wants it aborted: it is not sent again, whatever comes of it
         self.breaks = 0
         self.broken_at = 0.0
         self.not_before = 0.0

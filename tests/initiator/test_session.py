@@ -28,7 +28,7 @@ from iscsid.session.login import Admission
 from iscsid.session.login_target import Redirect
 from iscsid.text.keys import TARGET_OFFERS
 from iscsid.wire.const import FINAL, AsyncEvent, LoginStatus, TmfFunction, TmfResponse
-from iscsid.wire.pdu import AsyncMessage, NopIn, ScsiResponse, pack_sense
+from iscsid.wire.pdu import AsyncMessage, NopIn, ScsiResponse, TaskManagementResponse, pack_sense
 
 
 def read(world: World, offset: int = 0, length: int = 512) -> Task:
@@ -460,6 +460,79 @@ def test_abort_of_a_task_that_is_over_says_so() -> None:
     task = world.do(read(world))
     request = world.do(world.unit.management(TmfFunction.ABORT_TASK, task))
     assert request.response == TmfResponse.TASK_DOES_NOT_EXIST
+
+
+def tmf_answer(world: World, request: Management, response: int) -> None:
+    connection = world.session.connection
+    assert connection is not None
+    pdu = TaskManagementResponse(initiator_task_tag=request.tag, response=response)
+    pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn = connection.exp_stat_sn, connection.cmd_sn, connection.max_cmd_sn
+    world.hear(pdu.pack())
+
+
+def test_abort_of_a_task_that_was_never_sent_takes_it_back() -> None:
+    world = World(DEVICES["blocking"](), depth=1).know()
+    data = memoryview(bytes([7]) * 512)
+    first, waiting = world.submit(read(world)), world.submit(world.unit.write(0, data))
+    request = world.submit(world.unit.management(TmfFunction.ABORT_TASK, waiting))
+    world.run()
+    assert result(request).response == TmfResponse.FUNCTION_COMPLETE
+    with pytest.raises(CommandAborted):
+        result(waiting)
+    result(first)
+    assert not any(world.device.content[:512])
+
+
+def test_abort_of_a_task_of_an_earlier_connection_hits_no_other() -> None:
+    """Tags begin anew with each connection."""
+    world = World(DEVICES["blocking"]()).know()
+    block = memoryview(bytes(512))
+    gone = world.submit(world.unit.compare_and_write(0, block, block))
+    world.cut()
+    request = world.submit(world.unit.management(TmfFunction.ABORT_TASK, gone))
+    others = [read(world) for _ in range(8)]
+    world.submit(*others)
+    world.pool.calls.clear()
+    world.connect()
+    world.run()
+    assert result(request).response == TmfResponse.TASK_DOES_NOT_EXIST
+    for other in others:
+        result(other)
+
+
+def test_task_that_is_being_aborted_is_not_tried_again() -> None:
+    world = World(DEVICES["blocking"]()).know()
+    task = world.submit(read(world))
+    world.submit(world.unit.management(TmfFunction.ABORT_TASK, task))
+    answer(world, task, Status.CHECK_CONDITION, sense_of(Reason.I_T_NEXUS_LOSS))
+    with pytest.raises(SenseError):
+        result(task)
+    assert not world.session.in_flight
+
+
+def test_task_that_is_being_aborted_is_not_sent_again_after_a_break() -> None:
+    world = World(DEVICES["blocking"]()).know()
+    task = world.submit(read(world))
+    world.submit(world.unit.management(TmfFunction.ABORT_TASK, task))
+    world.cut()
+    with pytest.raises(OutcomeUnknown):
+        result(task)
+
+
+def test_late_command_that_the_target_does_not_abort_costs_the_connection() -> None:
+    """What goes on at the target could be done after what the caller does next: a new login ends it."""
+    world = World(DEVICES["blocking"](), timeout=2.0).know()
+    late, other = world.submit(read(world)), world.submit(read(world))
+    other.deadline = world.now + 100
+    world.later(2.0)
+    connection = world.session.connection
+    assert connection is not None
+    (request,) = connection.requests.values()
+    assert isinstance(request, Management)
+    tmf_answer(world, request, TmfResponse.FUNCTION_REJECTED)
+    with pytest.raises(CommandTimeout):
+        result(late)
+    assert world.session.connection is None and not other.done
 
 
 def test_late_task_management_breaks_the_connection() -> None:
