@@ -8,6 +8,7 @@ async with disk:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
@@ -70,7 +71,8 @@ class AsyncClient:
     async def run(self, ticket: Answer) -> Answer:
         """Do a command, a task management function or a text; raises its error.
 
-        Who gives up waiting (cancellation, ``asyncio.timeout``) has the command aborted at its next tick.
+        Who gives up waiting (cancellation, ``asyncio.timeout``) has the command aborted, and waits for that: nothing
+        is done of it, and nobody is in its buffer, when this has raised. That takes ``abort_timeout`` at most.
         """
         future: asyncio.Future[None] = self._loop.create_future()
 
@@ -90,11 +92,22 @@ class AsyncClient:
         try:
             await future
         except asyncio.CancelledError:
-            ticket.deadline = 0.0
+            if isinstance(ticket, Task):
+                await self._abort(ticket)
             raise
         if ticket.error is not None:
             raise ticket.error
         return ticket
+
+    async def _abort(self, task: Task) -> None:
+        over = asyncio.Event()
+        task.callback = lambda _: over.set()
+        if not task.done:
+            self.session.abort(task, self._loop.time())
+            self._turn()
+        while not task.done:
+            with contextlib.suppress(asyncio.CancelledError):  # the first one is what our caller hears of
+                await over.wait()
 
     async def _until(self, over: Any) -> None:
         while not over():

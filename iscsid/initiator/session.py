@@ -173,6 +173,13 @@ class InitiatorSession:
         self._requests.append(request)
         self._wake(now)
 
+    def abort(self, task: Task, now: float) -> None:
+        """Be rid of a command that is not over: it ends as soon as the target does nothing with it any more."""
+        task.last = True
+        if not self.withdraw(task):
+            task.deadline = self._look_at = 0.0
+            self.tick(now)
+
     def withdraw(self, task: Task) -> bool:
         """End a command that waits to be sent; False where it does not: it is at the target, or over."""
         for waiting in (self._queue, self._pausing):

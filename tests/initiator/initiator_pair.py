@@ -247,6 +247,8 @@ class LoopbackTarget(threading.Thread):
         self.url = f"iscsi://{self.portal}/{TARGET_NAME}/0"
         self.accepted = 0
         self.drop_at: int | None = None  # the connection breaks after so many requests were received in pieces
+        self.away = False  # connections are closed as soon as they are there
+        self.mute = False  # what is said is passed over
         self._peer: socket.socket | None = None
 
     def __enter__(self) -> LoopbackTarget:
@@ -273,6 +275,9 @@ class LoopbackTarget(threading.Thread):
                 return
             self._peer = peer
             self.accepted += 1
+            if self.away:
+                peer.close()
+                continue
             with peer, contextlib.suppress(OSError, RemoteProtocolError):
                 self.serve(peer)
 
@@ -284,6 +289,8 @@ class LoopbackTarget(threading.Thread):
                 if not self.drop_at:
                     self.drop_at = None
                     return
+            if self.mute:
+                continue
             try:
                 engine.receive(count)
             finally:

@@ -79,3 +79,42 @@ def test_who_gives_up_waiting_leaves_the_disk_usable() -> None:
 
     with LoopbackTarget() as target:
         asyncio.run(use(target))
+
+
+def test_write_whose_caller_gives_up_while_the_target_is_away_is_never_done() -> None:
+    async def use(target: LoopbackTarget) -> None:
+        disk = await open_disk(target.url, recovery_timeout=20.0)
+        target.away = True
+        target.drop()
+        data = bytearray(b"old" + bytes(509))
+        writing = asyncio.ensure_future(disk.write(0, data))
+        while not disk.client.session.waiting:
+            await asyncio.sleep(0.01)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert not disk.client.session.waiting
+        data[:3] = b"new"  # the caller has it back
+        target.away = False
+        assert await disk.read(0, 512) == bytes(512)
+        await disk.close()
+
+    with LoopbackTarget() as target:
+        asyncio.run(use(target))
+
+
+def test_who_gives_up_waiting_has_his_buffer_back_only_when_nobody_uses_it() -> None:
+    async def use(target: LoopbackTarget) -> None:
+        async with await open_disk(target.url, abort_timeout=0.2) as disk:
+            target.mute = True
+            reading = asyncio.ensure_future(disk.read(0, 512))
+            while not disk.client.session.in_flight:
+                await asyncio.sleep(0)
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            assert not disk.client.session.in_flight and not disk.client.session.waiting
+            target.mute = False
+
+    with LoopbackTarget() as target:
+        asyncio.run(use(target))
