@@ -43,7 +43,7 @@ def reads(disk: Disk, count: int) -> None:
 
 
 def test_rate_is_that_of_the_lun_on_however_many_workers(start: StartServer, tmp_path: Path) -> None:
-    server = start([lun(tmp_path, {"layer": "rate", "iops": 200, "burst": 0}), lun(tmp_path, name="free")])
+    server = start([lun(tmp_path, {"layer": "rate", "iops": 60, "burst": 0}), lun(tmp_path, name="free")])
     with open_disk(server.url(), initiator_name=ONE) as one, open_disk(server.url(), initiator_name=TWO) as two:
         workers = {server.worker_of(name) for name in (ONE, TWO)}
         assert len(workers) == 2
@@ -55,14 +55,14 @@ def test_rate_is_that_of_the_lun_on_however_many_workers(start: StartServer, tmp
             freely = time.monotonic()
             for _ in range(20):
                 free.read(0, 4096)
-            assert time.monotonic() - freely < 0.5  # nobody waits for the LUN beside
+            assert time.monotonic() - freely < 1.5  # nobody waits for the LUN beside
         for thread in threads:
             thread.join()
-        assert time.monotonic() - begun >= 119 / 200
+        assert time.monotonic() - begun >= 119 / 60
 
 
 def test_delay_is_no_limit_of_throughput(start: StartServer, tmp_path: Path) -> None:
-    server = start([lun(tmp_path, {"layer": "delay", "read": 300})], workers=1)
+    server = start([lun(tmp_path, {"layer": "delay", "read": 1000})], workers=1)
     names = [f"{ONE}{number}" for number in range(4)]  # each may have sixteen reads under way that are not at hand
     with ExitStack() as stack:
         disks = [stack.enter_context(open_disk(server.url(), initiator_name=name)) for name in names]
@@ -72,7 +72,7 @@ def test_delay_is_no_limit_of_throughput(start: StartServer, tmp_path: Path) -> 
             thread.start()
         for thread in threads:
             thread.join()
-        assert 0.3 <= time.monotonic() - begun < 1.2  # sixteen threads would take 1.2 seconds for 64 of them
+        assert 1.0 <= time.monotonic() - begun < 3.9  # sixteen threads would take 4 seconds for 64 of them
 
 
 def test_wrong_bit_is_a_medium_error(start: StartServer, tmp_path: Path) -> None:
