@@ -39,8 +39,8 @@ class Mode(enum.Enum):
 class Threading(enum.Enum):
     """How many threads may be inside one device object at once."""
 
-    SERIAL = "serial"  # one call at a time, in all devices of the medium that a process has
-    PER_HANDLE = "per-handle"  # one call at a time in each; several devices of the medium may be opened to have more
+    SERIAL = "serial"  # one call at a time
+    PER_HANDLE = "per-handle"  # one call at a time in each; several devices of the medium may be open (block.handles)
     PARALLEL = "parallel"  # any number
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
@@ -38,6 +39,7 @@ class Medium:
         self.backend = backend
         self.forgets = forgets
         self.plugins = plugins
+        plugins.condition = threading.Condition
         self.exclusive = plugins.sharing(backend, options, [name for name, _ in layers]) is Sharing.EXCLUSIVE_OWNER
         self.options = plugins.prepare(backend, options)
         try:

@@ -101,13 +101,16 @@ def iscsid_release(options: Mapping[str, Any]) -> None:
 
 
 @hookspec(firstresult=True)
-def iscsid_resize(options: Mapping[str, Any], size: int) -> Mapping[str, Any] | None:
-    """Make the medium that ``iscsid_prepare`` has prepared ``size`` bytes large, while it is in use.
+def iscsid_resize(options: Mapping[str, Any], size: int, shrink: bool) -> Mapping[str, Any] | None:
+    """Make the medium that ``iscsid_prepare`` has prepared ``size`` bytes large.
 
-    In the supervisor; every worker then opens the medium once more and closes it as it was. ``options`` has what
-    ``iscsid_prepare`` returned, and is with the new ``size``, and what this returns, what ``iscsid_open`` and
-    ``iscsid_release`` get from then on. Only where the medium has an option ``size``, and several processes may have it
-    open. Raise BlockError(INVALID) for a size that it cannot have: never cut what is in use.
+    Without ``shrink`` it may be in use, and is never cut: raise BlockError(INVALID) for a size that is smaller, or that
+    it cannot have. With ``shrink`` nobody has it open, and what is behind a smaller size is cut off, and lost.
+
+    In the supervisor where several processes may have it open: each worker then opens it once more and closes it as it
+    was. ``options`` has what ``iscsid_prepare`` returned, and is with the new ``size``, and what this returns, what
+    ``iscsid_open`` and ``iscsid_release`` get from then on. Where one process has it, or with ``shrink``, in a worker,
+    when every worker has closed it; what this returns is then of no account. For a medium that has an option ``size``.
     """
 
 

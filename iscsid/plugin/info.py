@@ -63,7 +63,8 @@ class BackendInfo:
     """A back end: the name that ``backend = ...`` gives, what it is, and the options it takes.
 
     ``options`` None takes any option unchecked; ``iscsid_open`` then has to deal with them. ``degrades``: it can do
-    without a member that cannot be prepared. ``verbs`` are what ``iscsid_image`` can be asked.
+    without a member that cannot be prepared. ``verbs`` are what ``iscsid_image`` can be asked. ``handles``: how often a
+    worker opens one medium at most, if its devices are ``Threading.PER_HANDLE``.
     """
 
     name: str
@@ -73,6 +74,7 @@ class BackendInfo:
     api: int = API_VERSION
     degrades: bool = False
     verbs: tuple[Verb, ...] = ()
+    handles: int = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pluggy
 
 from iscsid.block.device import Device, Sharing
-from iscsid.errors import BlockError, PluginError
+from iscsid.block.handles import Condition, handles_of
+from iscsid.errors import PluginError
 from iscsid.plugin import hookspecs
 from iscsid.plugin.auth import AuthInfo, CredentialSource
 from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, check_options, near
 from iscsid.plugin.members import MAX_DEPTH, TYPE, Member, depth
+from iscsid.plugin.modules import PREFIX, failure_of, import_file, marked_hooks, unmarked_hooks
 
 #: The modules that come with iscsid; the last part is the plugin's name. Strings, so that nothing in iscsid imports
 #: them; order is the order of registration.
@@ -60,8 +59,7 @@ BUILTIN = (
 #: Names of built-in back ends that are not the name of their module (``block`` is a room of iscsid already).
 PROVIDED_BY = {"block": "blockdev"}
 ENTRY_POINTS = "iscsid"
-_PREFIX = "iscsid_"
-_HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith(_PREFIX))
+_HOOKS = frozenset(name for name in vars(hookspecs) if name.startswith(PREFIX))
 
 
 _STRICTNESS = (Sharing.SHARED, Sharing.SHARED_READ, Sharing.EXCLUSIVE_OWNER)
@@ -97,6 +95,9 @@ class Plugins:
     """The plugins of one process. Made by :func:`load`, whose ``arguments`` make the same in another process."""
 
     arguments: tuple[frozenset[str] | None, tuple[str, ...], tuple[str, ...]] | None = None
+
+    #: Makes what threads wait at for a handle (``block.handles``); None, where there is one thread: one handle will do.
+    condition: Callable[[], Condition] | None = None
 
     def __init__(self, disabled: Iterable[str] = ()) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -152,7 +153,7 @@ class Plugins:
         except PluginError as error:
             self.failures.append(error)
         except (Exception, SystemExit) as error:
-            self.failures.append(_failure(name, error))
+            self.failures.append(failure_of(name, error))
         else:
             return True
         self._forget(name)
@@ -166,10 +167,10 @@ class Plugins:
                 del known[provided]
 
     def _register(self, name: str, plugin: object) -> None:
-        unmarked = [hook for hook in _unmarked(plugin) if hook in _HOOKS]
+        unmarked = [hook for hook in unmarked_hooks(plugin) if hook in _HOOKS]
         if unmarked:
             raise PluginError(name, f"{unmarked[0]} is not marked with @hookimpl")
-        unknown = [hook for hook in _hook_names(plugin) if hook not in _HOOKS]
+        unknown = [hook for hook in marked_hooks(plugin) if hook not in _HOOKS]
         if unknown:
             raise PluginError(name, f"there is no hook {unknown[0]}{near(unknown[0], _HOOKS)}")
         self._manager.register(plugin, name=name)
@@ -239,15 +240,15 @@ class Plugins:
             raise
         return {**values, **(added or {})}
 
-    def resize(self, backend: str, options: Mapping[str, Any], size: int) -> dict[str, Any]:
-        """Give a medium another size, for which ``options`` is the answer of :meth:`prepare`; in the supervisor.
+    def resize(self, backend: str, options: Mapping[str, Any], size: int, *, shrink: bool = False) -> dict[str, Any]:
+        """Give a medium another size, for which ``options`` is the answer of :meth:`prepare`; see ``iscsid_resize``.
 
         Returns the options to open it with from now on. Raises PluginError, where the back end cannot do it as well.
         """
         owner = self._owner(self._backends, "back end", backend)
         if not self._implements(owner.plugin, "iscsid_resize"):
             raise PluginError(owner.plugin, f"the back end {backend} cannot change the size of what is in use")
-        added = self._call(owner.plugin, "iscsid_resize", options=options, size=size)
+        added = self._call(owner.plugin, "iscsid_resize", options=options, size=size, shrink=shrink)
         if not isinstance(added, Mapping | None):
             raise PluginError(owner.plugin, f"iscsid_resize answered {type(added).__name__}, not a mapping")
         return {**options, "size": size, **(added or {})}
@@ -331,7 +332,9 @@ class Plugins:
         for name, there in _members(owner, values):
             openers = [partial(self._open_member, member, role) for member in there]
             values[name] = tuple(map(_with_opener, there, openers))
-        return self._device(owner.plugin, "iscsid_open", options=values, role=role)
+        opener = partial(self._device, owner.plugin, "iscsid_open", options=values, role=role)
+        assert isinstance(owner.info, BackendInfo)
+        return handles_of(opener, owner.info.handles, self.condition)
 
     def sharing(self, backend: str, options: Mapping[str, Any], layers: Iterable[str] = ()) -> Sharing:
         """How many processes may open a back end with its members, under these layers: what the strictest allows."""
@@ -490,6 +493,10 @@ class Plugins:
             raise PluginError(plugin, f"{hook} answered {type(device).__name__}, not a Device")
         return device
 
+    def implements(self, backend: str, hook: str) -> bool:
+        """Whether the plugin of a back end has this hook."""
+        return self._implements(self._owner(self._backends, "back end", backend).plugin, hook)
+
     def _implements(self, plugin: str, hook: str) -> bool:
         return any(impl.plugin_name == plugin for impl in getattr(self._manager.hook, hook).get_hookimpls())
 
@@ -500,7 +507,7 @@ class Plugins:
         try:
             return caller(**arguments)
         except (Exception, SystemExit) as error:
-            raise _failure(plugin, error) from error
+            raise failure_of(plugin, error) from error
 
 
 def load(
@@ -535,7 +542,7 @@ def load_file(path: str | Path) -> Plugins:
     plugins = Plugins()
     for module in BUILTIN:
         plugins.add(module.rpartition(".")[2], partial(importlib.import_module, module))
-    if not plugins.add(Path(path).stem, partial(_import_file, Path(path))):
+    if not plugins.add(Path(path).stem, partial(import_file, Path(path))):
         raise plugins.failures[-1]
     return plugins
 
@@ -548,53 +555,4 @@ def _add_folder(plugins: Plugins, folder: Path) -> None:
         plugins.failures.append(PluginError(str(folder), f"the plugin folder cannot be read: {error.strerror}"))
         return
     for path in paths:
-        plugins.add(path.stem, partial(_import_file, path))
-
-
-def _import_file(path: Path) -> ModuleType:
-    """Import a file under a name that no module of ours or of a stranger has."""
-    name = f"iscsid_plugin_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class up by its module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _unmarked(plugin: object) -> Iterator[str]:
-    for name in _functions(plugin):
-        if not hasattr(getattr(plugin, name), f"{hookspecs.PROJECT}_impl"):
-            yield name
-
-
-def _hook_names(plugin: object) -> Iterator[str]:
-    for name in _functions(plugin):
-        if hasattr(getattr(plugin, name), f"{hookspecs.PROJECT}_impl"):
-            yield name
-
-
-def _functions(plugin: object) -> Iterator[str]:
-    """Names of functions that look like hooks."""
-    for name in dir(plugin):
-        if name.startswith(_PREFIX) and callable(getattr(plugin, name)):
-            yield name
-
-
-def _failure(plugin: str, error: BaseException) -> PluginError:
-    """A PluginError in the words of ``error``; its type is told where the words alone do not make sense."""
-    words = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        words = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    elif not words:
-        words = type(error).__name__
-    elif not isinstance(error, BlockError | PluginError | ImportError):
-        words = f"{type(error).__name__}: {words}"
-    failure = PluginError(plugin, words)
-    failure.__cause__ = error
-    return failure
+        plugins.add(path.stem, partial(import_file, path))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import time
 from collections.abc import Iterator
+from threading import Lock
 
 import pytest
 from contract_kit import Good, ShortRead, medium_of
 
-from iscsid.block.device import Content, Device, Extent, Mode, Support
+from iscsid.block.device import Content, Device, Extent, Mode, Support, Threading
 from iscsid.block.guard import Guarded
+from iscsid.block.handles import Handles
 from iscsid.contract import CHECKS, NotApplicable, Violation, checks, name_of
 from iscsid.errors import BlockError
 
@@ -96,6 +100,39 @@ class Raises(Good):
         raise ValueError("a bug")
 
 
+class Touchy(Good):
+    """Fails when it is entered twice; there may be several of it."""
+
+    threading = Threading.PER_HANDLE
+
+    def __init__(self, memory: bytearray) -> None:
+        super().__init__(memory)
+        self.inside = Lock()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        assert self.inside.acquire(blocking=False), "entered twice"
+        try:
+            time.sleep(0)  # others may try
+            yield
+        finally:
+            self.inside.release()
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        with self.alone():
+            super().read_into(buffer, offset)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        with self.alone():
+            super().write(data, offset)
+
+
+class Liar(Touchy):
+    """Says of itself what it is not."""
+
+    threading = Threading.PARALLEL
+
+
 LEFT: list[int] = []
 
 
@@ -119,8 +156,16 @@ def violated(kind: type[Device]) -> set[str]:
     return found
 
 
-def test_good_device_keeps_the_contract() -> None:
-    assert violated(Good) == set()
+@pytest.mark.parametrize("kind", [Good, Touchy])
+def test_good_device_keeps_the_contract(kind: type[Device]) -> None:
+    assert violated(kind) == set()
+
+
+def test_device_that_several_threads_may_enter_by_handles_has_several() -> None:
+    with medium_of(Touchy) as medium:
+        device = medium.device()
+        assert isinstance(device, Handles)
+        device.close()
 
 
 @pytest.mark.parametrize(
@@ -140,6 +185,7 @@ def test_good_device_keeps_the_contract() -> None:
         (LeavesFilesOpen, checks.close_gives_every_descriptor_back),
         (RefusesAtOnce, checks.read_now_of_what_was_just_read_reads),
         (Raises, checks.refused_write_changes_nothing),
+        (Liar, checks.threads_on_two_handles_do_not_disturb_each_other),
     ],
 )
 def test_planted_fault_is_found(kind: type[Device], check: checks.Check) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_kit import TARGET, CachedDevice, MemoryDevice, Planted, SlowDevice, boot_of, lun_of
+from worker_kit import TARGET, WAIT, CachedDevice, MemoryDevice, Planted, SlowDevice, boot_of, lun_of
 
 from iscsid.block.guard import Guarded
 from iscsid.daemon.boot import WorkerBoot
@@ -147,6 +147,57 @@ def test_real_back_ends_open_through_the_plugin_manager(tmp_path: Path) -> None:
     guarded(nodes, 1).write(DATA, 512)
     nodes.close()
     assert image.read_bytes()[512:1024] == bytes(DATA)
+
+
+def test_device_of_several_handles_serves_as_many_calls_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "handled.py").write_text(HANDLED)
+    target = TargetSpec(TARGET, (LunSpec(0, "handled", {}, layers=(LayerSpec("offset", {"offset": 512}),)),))
+    nodes = Nodes(WorkerBoot(0, ServerSpec(targets=(target,)), load(["handled", "offset"], [folder])))
+    guard, barrier = guarded(nodes), threading.Barrier(3)
+    assert not guard.serialised
+    device = guard._device
+    assert device is not None
+    device.below.below.barrier = barrier  # type: ignore[attr-defined]
+    threads = [threading.Thread(target=guard.write, args=(DATA, 0), daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert not barrier.broken
+    nodes.close()
+
+
+HANDLED = """
+from iscsid.plugin import BackendInfo, Device, Threading, hookimpl
+
+class Handled(Device):
+    threading = Threading.PER_HANDLE
+    size = 1 << 20
+    barrier = None
+    entered = False
+
+    def read_into(self, buffer, offset):
+        pass
+
+    def write(self, data, offset):
+        assert not self.entered, "entered twice"
+        self.entered = True
+        OPEN[0].barrier.wait(20)  # until three calls are in three handles
+        self.entered = False
+
+OPEN = []
+
+@hookimpl
+def iscsid_backend_info():
+    return BackendInfo("handled", "one call at a time in each", (), handles=3)
+
+@hookimpl
+def iscsid_open(options, role):
+    OPEN.append(Handled())
+    return OPEN[-1]
+"""
 
 
 def test_only_serial_devices_get_a_lock() -> None:
