@@ -16,7 +16,16 @@ from typing import Any, Final, Self, TypeVar
 
 from iscsid.errors import ConnectionFailed, InitiatorError, ManagementFailed, SenseError
 from iscsid.initiator import commands
-from iscsid.initiator.client import CONNECT_TIMEOUT, Place, place_of, prepare, random_nonce, send_queued
+from iscsid.initiator.client import (
+    CONNECT_TIMEOUT,
+    UNREACHED,
+    Place,
+    place_of,
+    prepare,
+    random_nonce,
+    send_queued,
+    unreached,
+)
 from iscsid.initiator.commands import BlockStatus, Capacity, Inquiry, Registrations, Reservation
 from iscsid.initiator.discovery import TargetRecord, parse_targets
 from iscsid.initiator.disk import BLOCK_LIMITS, Buffer, management_text, no_block_status
@@ -53,7 +62,12 @@ class AsyncClient:
         session = self.session
         session.open(self._loop.time())
         self._turn()
-        await self._until(lambda: session.ready or session.failure is not None)
+        try:
+            await self._until(lambda: session.ready or session.failure is not None)
+        except asyncio.CancelledError:
+            session.close(self._loop.time())
+            self._finish()
+            raise
         if session.failure is not None:
             self._finish()
             raise session.failure
@@ -178,10 +192,9 @@ class AsyncClient:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 sock = await self._connected(portal.host, portal.port)
-        except OSError as error:
-            failure = ConnectionFailed(f"{portal}: {error.strerror or error or 'no answer'}")
+        except UNREACHED as error:
             self._connecting = None
-            session.lost(failure, loop.time())
+            session.lost(unreached(portal, error), loop.time())
             self._turn()
             return
         self._connecting = None

@@ -30,6 +30,7 @@ CONNECT_TIMEOUT: Final = 10.0
 QUEUE_FACTOR: Final = 2  # tickets that may wait, in depths, before ``submit`` waits as well
 SEND_FROM: Final = 1 << 20  # bytes that wait to be sent from which on ``submit`` sends
 KEEPER_SECONDS: Final = 1.0
+UNREACHED: Final = (OSError, UnicodeError)  # the latter for what cannot be the name of a host: a target may say so
 _RANDOM_ISID: Final = 0x80 << 40  # section 11.12.5: the type "random", and 24 + 16 bits that are
 
 Answer = TypeVar("Answer", bound=Ticket)
@@ -112,6 +113,11 @@ def send_queued(sock: socket.socket, session: InitiatorSession) -> bool:
         except BlockingIOError:
             return False
     return True
+
+
+def unreached(portal: Portal, error: Exception) -> ConnectionFailed:
+    """What to tell the session when connecting has failed."""
+    return ConnectionFailed(f"{portal}: {getattr(error, 'strerror', None) or str(error) or 'no answer'}")
 
 
 class Client:
@@ -295,8 +301,8 @@ class Client:
         self._turn.release()
         try:
             sock = socket.create_connection((portal.host, portal.port), CONNECT_TIMEOUT)
-        except OSError as error:
-            failure = ConnectionFailed(f"{portal}: {error.strerror or error}")
+        except UNREACHED as error:
+            failure = unreached(portal, error)
         finally:
             self._turn.acquire()
             self._polling = False

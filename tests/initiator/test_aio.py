@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from helpers import TARGET_NAME
 from initiator_pair import LoopbackTarget
 
 from iscsid.errors import CommandAborted, ConnectionFailed, Miscompare, SenseError, Unsupported
-from iscsid.initiator.aio import discover, open_disk
+from iscsid.initiator.aio import AsyncClient, discover, open_disk
+from iscsid.initiator.client import place_of
 
 
 def test_disk_is_opened_used_and_closed() -> None:
@@ -118,3 +120,24 @@ def test_who_gives_up_waiting_has_his_buffer_back_only_when_nobody_uses_it() -> 
 
     with LoopbackTarget() as target:
         asyncio.run(use(target))
+
+
+def test_login_that_nobody_awaits_any_more_leaves_no_session() -> None:
+    async def use(target: LoopbackTarget) -> None:
+        target.mute = True
+        client = AsyncClient(place_of(target.url))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await client.open()
+        assert client.session.closed
+
+    with LoopbackTarget() as target:
+        asyncio.run(use(target))
+
+
+def test_host_that_is_no_name_is_an_error_at_once() -> None:
+    async def use() -> None:
+        with pytest.raises(ConnectionFailed):
+            await asyncio.wait_for(open_disk(f"iscsi://{'a' * 64}.example/{TARGET_NAME}/0"), 20.0)
+
+    asyncio.run(use())

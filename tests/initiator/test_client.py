@@ -83,6 +83,11 @@ def test_port_where_nobody_listens_is_an_error_at_once() -> None:
         open_disk(url)
 
 
+def test_host_that_is_no_name_is_an_error_at_once() -> None:
+    with pytest.raises(ConnectionFailed):
+        open_disk(f"iscsi://{'a' * 64}.example/{NAME}/0")
+
+
 @pytest.mark.parametrize("at", [3, 7, 12])
 def test_broken_connections_are_not_seen_by_the_caller(at: int) -> None:
     with LoopbackTarget() as target, open_disk(target.url) as disk:
