@@ -7,6 +7,8 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
+from iscsid.plugin import API_VERSION
+
 NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
 _PYPROJECT = """\
@@ -90,7 +92,7 @@ def iscsid_backend_info() -> BackendInfo:
         Option("path", "path", required=True, doc="the file"),
         Option("size", "size", required=True, minimum=512, doc="of the disk"),
     )
-    return BackendInfo("$name", "a disk in a file", options)
+    return BackendInfo("$name", "a disk in a file", options, api=$api)
 
 
 @hookimpl
@@ -152,7 +154,7 @@ class Turned(Filter):
 @hookimpl
 def iscsid_layer_info() -> LayerInfo:
     mask = Option("mask", "int", default=255, minimum=0, maximum=255, doc="the bits that are turned over")
-    return LayerInfo("$name", "bytes with bits turned over", (mask,))
+    return LayerInfo("$name", "bytes with bits turned over", (mask,), api=$api)
 
 
 @hookimpl
@@ -257,6 +259,7 @@ def write_package(name: str, folder: Path, *, layer: bool) -> list[Path]:
         "name": name,
         "kind": "layer" if layer else "back end",
         "here": str(root),
+        "api": str(API_VERSION),
         "check": "" if layer else '-o path=/tmp/check.img -o size="8 MiB"',
     }
     words["use"] = Template(_USE_LAYER if layer else _USE_BACKEND).substitute(words)

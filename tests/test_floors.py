@@ -44,7 +44,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "disk": ("errors", "scsi", "initiator", "screen"),
     "cli_disk": ("errors", "scsi", "initiator", "screen", "disk"),
     "cli_image": ("errors", "plugin"),
-    "scaffold": (),
+    "scaffold": ("plugin",),
     "cli_plugin": ("errors", "block", "plugin", "contract", "screen", "scaffold", "cli_image"),
     "cli_layer": ("errors", "specs", "block", "plugin", "config", "cli_image"),
     "cli_lun": ("screen", "values"),

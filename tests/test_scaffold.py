@@ -10,6 +10,9 @@ import pytest
 import tomli
 
 from iscsid import scaffold
+from iscsid.errors import PluginError
+from iscsid.plugin import API_VERSION
+from iscsid.plugin.manager import load_file
 
 
 @pytest.mark.process
@@ -33,6 +36,17 @@ def test_packaging_names_the_module_and_the_door(tmp_path: Path, layer: bool) ->
     assert project["project"]["entry-points"]["iscsid"] == {"shelf": "iscsid_shelf"}
     assert [f"{name}.py" for name in project["tool"]["setuptools"]["py-modules"]] == ["iscsid_shelf.py"]
     assert str(root) in (root / "README.md").read_text()
+
+
+@pytest.mark.parametrize("layer", [False, True])
+def test_plugin_says_which_api_it_was_made_for(tmp_path: Path, layer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    scaffold.write_package("shelf", tmp_path, layer=layer)
+    path = tmp_path / "iscsid-shelf" / "iscsid_shelf.py"
+    assert load_file(path).backends
+    monkeypatch.setattr("iscsid.plugin.manager.API_VERSION", API_VERSION + 1)
+    monkeypatch.setattr("iscsid.plugin.manager.BUILTIN", ())
+    with pytest.raises(PluginError, match=f"made for API {API_VERSION}; this server has {API_VERSION + 1}"):
+        load_file(path)
 
 
 @pytest.mark.parametrize("layer", [False, True])
