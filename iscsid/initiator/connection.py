@@ -284,9 +284,10 @@ class InitiatorConnection:
 
     def _on_management(self, pdu: TaskManagementResponse) -> None:
         self._numbered(pdu)
-        request = self.requests.pop(pdu.initiator_task_tag, None)
+        request = self.requests.get(pdu.initiator_task_tag)
         if not isinstance(request, Management):
             raise RemoteProtocolError("an answer to a task management function that nobody asked for")
+        del self.requests[request.tag]
         request.response = pdu.response
         if pdu.response == TmfResponse.FUNCTION_COMPLETE:
             for task in self._covered(request):
@@ -318,8 +319,8 @@ class InitiatorConnection:
             )
             self._number(following)
             return
-        del self.requests[request.tag], self._texts[request.tag]
         request.answer = parse(bytes(text), text_limit=TEXT_ANSWER_LIMIT, pair_limit=_PAIR_LIMIT)
+        del self.requests[request.tag], self._texts[request.tag]
         self._ended(request)
 
     def _on_logout(self, pdu: LogoutResponse) -> None:

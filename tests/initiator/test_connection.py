@@ -141,6 +141,20 @@ def test_text_in_pieces_is_joined(world: World) -> None:
     assert request.answer == [("TargetName", "iqn.a")]
 
 
+@pytest.mark.parametrize(
+    "pdu",
+    [TextResponse(final=True, data=b"\xff\xfe="), TextResponse(final=True, data=b"no pair\0"), TaskManagementResponse()],
+    ids=["not utf-8", "no pair", "management"],
+)
+def test_text_that_is_answered_wrongly_ends_with_the_connection(world: World, pdu: Any) -> None:
+    request = world.submit(TextExchange([("SendTargets", "All")]))
+    pdu.initiator_task_tag = request.tag
+    with pytest.raises(RemoteProtocolError) as caught:
+        say(world, pdu)
+    world.session.lost(caught.value, world.now)
+    assert request.done and isinstance(request.error, InitiatorError)
+
+
 def test_window_only_moves_forward(world: World) -> None:
     connection = world.session.connection
     assert connection is not None
