@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from struct import Struct
 
 from iscsid import serial
-from iscsid.errors import LoginError, RemoteProtocolError
+from iscsid.errors import LoginError, RejectError, RemoteProtocolError
 from iscsid.session.login_target import TargetLogin
 from iscsid.session.params import Parameters
 from iscsid.session.transfer import Grant, Segment
@@ -156,21 +156,32 @@ class TargetConnection:
             if self._log_in(self.login, request):
                 yield Established()
         window = self.window
-        for pdu in pdus:
-            if type(pdu) is ScsiCommand and pdu.cmd_sn == window.exp_cmd_sn and not pdu.immediate and window.ahead >= 0:
-                window.exp_cmd_sn = (pdu.cmd_sn + 1) & 0xFFFFFFFF
-                yield pdu
-            elif type(pdu) is ScsiDataOut:
-                yield pdu
-                continue
-            else:
-                yield from self._other(pdu)
-                if self.closing:
-                    return
-            if window.held:
-                yield from self._turns()
-                if self.closing:
-                    return
+        try:
+            for pdu in pdus:
+                if (
+                    type(pdu) is ScsiCommand
+                    and pdu.cmd_sn == window.exp_cmd_sn
+                    and not pdu.immediate
+                    and window.ahead >= 0
+                ):
+                    window.exp_cmd_sn = (pdu.cmd_sn + 1) & 0xFFFFFFFF
+                    yield pdu
+                elif type(pdu) is ScsiDataOut:
+                    yield pdu
+                    continue
+                else:
+                    yield from self._other(pdu)
+                    if self.closing:
+                        return
+                if window.held:
+                    yield from self._turns()
+                    if self.closing:
+                        return
+        except RejectError as error:
+            # The framer's, of a data segment that is too long: to be skipped it would have to be received.
+            self.reject(error.reason, self.framer.head)
+            self.closing = True
+            raise
 
     def _log_in(self, login: TargetLogin, request: Pdu | DamagedPdu) -> bool:
         """Give one PDU to the login; return whether full feature phase begins."""

@@ -135,6 +135,11 @@ class Framer:
         """How many received bytes are not decoded yet: after ``pdus()`` ran out, those of a PDU that is cut short."""
         return self._end - self._start
 
+    @property
+    def head(self) -> bytes:
+        """The BHS of the next PDU, whole or not: after RejectError that of what was refused."""
+        return bytes(self._view[self._start : min(self._start + BHS_SIZE, self._end)])
+
     def resize(self, buffer_size: int) -> None:
         """Let the buffer grow to ``buffer_size`` with the next ``writable()``. It never shrinks."""
         self._size = max(self._size, buffer_size)

@@ -179,6 +179,16 @@ def test_login_with_16_mib_of_text_is_sent_away(server: Server) -> None:
             guest.receive()
 
 
+def test_data_segment_that_is_too_long_is_rejected_before_the_connection_ends(server: Server) -> None:
+    with watched(server), stranger(server) as guest:
+        head = bytearray(pdu(0x01, 0xA0, struct.pack(">III", 4, guest.cmd_sn, guest.exp_stat_sn), tag=7))
+        head[5:8] = b"\xff\xff\xfc"
+        guest.send(bytes(head))
+        with pytest.raises(Rejected):
+            guest.receive()
+        guest.wait_closed()
+
+
 @pytest.mark.parametrize("opcode", [0x01, 0x05, 0x00, 0x04], ids=["command", "data-out", "nop-out", "text"])
 def test_data_segment_of_16_mib_is_sent_away(server: Server, opcode: int) -> None:
     """Longer than the MaxRecvDataSegmentLength that we have declared: the connection cannot go on."""

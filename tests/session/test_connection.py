@@ -17,6 +17,7 @@ from iscsid.session import connection as module
 from iscsid.session.connection import LEND_FROM, NOP_DATA_LIMIT, Established, residual
 from iscsid.session.transfer import DataInPlan, Grant, Segment
 from iscsid.wire.const import (
+    BHS_SIZE,
     FINAL,
     OVERFLOW,
     READ,
@@ -180,6 +181,7 @@ def test_login_data_beyond_8_kib_ends_the_connection() -> None:
     pair = Pair(login=False)
     with pytest.raises(RemoteProtocolError):
         pair.send(LoginRequest(data=bytes(8193)), numbered=False)
+    assert pair.receive() == []  # there is no Reject in a login
 
 
 def test_login_request_in_full_feature_phase_is_rejected_and_ends_the_connection() -> None:
@@ -408,12 +410,32 @@ def test_wrong_header_digest_ends_the_connection(chunk: int) -> None:
     assert pair.take_events() == []
 
 
-def test_data_segment_longer_than_declared_ends_the_connection() -> None:
-    pair = Pair(target_offers={"MaxRecvDataSegmentLength": "1024"})
+def test_data_segment_longer_than_declared_is_rejected_and_ends_the_connection(
+    digests: dict[str, str], chunk: int
+) -> None:
+    """RFC 7143 section 11.17.1, protocol error; the header is answered as soon as it is there."""
+    pair = Pair(digests, target_offers={"MaxRecvDataSegmentLength": "1024"}, chunk=chunk)
     pair.send(command(1, data=bytes(1024)))
-    with pytest.raises(RemoteProtocolError):
-        pair.send(command(2, data=bytes(1025)))
+    oversized = command(2, data=bytes(1025))
+    pair.number(oversized)
+    length = BHS_SIZE + (4 if pair.header_digest else 0)
+    with pytest.raises(RemoteProtocolError, match="1025 bytes, 1024 are allowed"):
+        pair.feed(pair.encode(oversized)[:length])
+    assert pair.connection.closing
+    (reject,) = pair.receive()
+    assert (reject.reason, reject.data) == (RejectReason.PROTOCOL_ERROR, oversized.pack())
+    pair.feed(pair.encode(command(3)))
+    assert pair.receive() == []
     assert tags(pair.take_events()) == [1]
+
+
+def test_data_segment_too_long_in_a_header_with_a_wrong_digest_is_not_answered() -> None:
+    pair = Pair(DIGESTS["header"], target_offers={"MaxRecvDataSegmentLength": "1024"})
+    stream = bytearray(pair.encode(command(1, data=bytes(2048)))[:52])
+    stream[-1] ^= 1
+    with pytest.raises(RemoteProtocolError, match="header digest"):
+        pair.feed(bytes(stream))
+    assert pair.receive() == []
 
 
 def test_requests_whose_answers_nobody_takes_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
