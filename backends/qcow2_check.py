@@ -25,7 +25,7 @@ from .qcow2_format import (
     compressed_place,
 )
 from .qcow2_image import Image
-from .qcow2_mapping import checked_l2_offset, read_table
+from .qcow2_mapping import l2_place, read_table, senseless
 
 CHUNK = 1024
 MAX_CHUNKS = 1 << 18  # of 4 KiB each: 1 GiB, or 268 million clusters if they lie together
@@ -96,12 +96,10 @@ class Walk:
         self._range(0, image.cluster_size, "the header")
         self._range(header.reftable_offset, header.reftable_clusters << self.bits, "the refcount table")
         for index in range(len(image.refs.table)):
-            try:
-                offset = image.refs.offset_of(index)
-            except BlockError as error:
-                self._error(str(error))
-                continue
-            if offset:
+            offset = image.refs.place_of(index)
+            if offset < 0:
+                self._error(image.refs.senseless(index))
+            elif offset:
                 self._range(offset, image.cluster_size, "a refcount block")
         self._tables(header.l1_offset, image.mapping.l1, "the active L1 table", active=True)
         self._range(header.snapshots_offset, image.snapshot_bytes, "the snapshot table")
@@ -132,12 +130,10 @@ class Walk:
         for index, entry in enumerate(l1):
             if not entry:
                 continue
-            try:
-                place = checked_l2_offset(self.image.storage, self.image.header, entry, index)
-            except BlockError as error:
-                self._error(f"{what}: {error}")
-                continue
-            if place:
+            place = l2_place(self.image.storage, self.image.header, entry)
+            if place < 0:
+                self._error(f"{what}: {senseless(index, entry)}")
+            elif place:
                 self._range(place, self.image.cluster_size, "an L2 table")
                 self._l2(place, active)
 
@@ -211,12 +207,9 @@ def _differences(image: Image, counts: Counts) -> Iterator[tuple[int, int, int]]
     """Number, count and uses of each cluster of which they differ."""
     refs = image.refs
     for index in range(len(refs.table)):
-        try:
-            block = refs.block(index)
-        except BlockError:
-            continue  # it has been told of
+        block = refs.block(index) if refs.place_of(index) > 0 else None
         if block is None:
-            continue
+            continue  # or the entry makes no sense, which has been told
         first = index * refs.per_block
         nothing = not any(block)
         for start in range(first, first + refs.per_block, CHUNK):
@@ -236,27 +229,21 @@ def _uncounted(image: Image, counts: Counts) -> Iterator[tuple[int, int, int]]:
     for number in sorted(counts.chunks):
         chunk = counts.chunks[number]
         for cluster in range(number * CHUNK, (number + 1) * CHUNK):
-            if chunk[cluster % CHUNK] and not _has_block(image, cluster // refs.per_block):
+            if chunk[cluster % CHUNK] and refs.place_of(cluster // refs.per_block) <= 0:
                 yield cluster, 0, chunk[cluster % CHUNK]
-
-
-def _has_block(image: Image, index: int) -> bool:
-    try:
-        return bool(image.refs.offset_of(index))
-    except BlockError:
-        return False
 
 
 def _wrong_flags(image: Image) -> Iterator[tuple[int, int, str]]:
     """Entries of the active tables whose COPIED flag is not what the count says: offset on disk, right value, words."""
-    get, mapping, header = image.refs.get, image.mapping, image.header
+    mapping, header, refs = image.mapping, image.header, image.refs
+
+    def get(cluster: int) -> int:
+        return refs.get(cluster) if refs.place_of(cluster // refs.per_block) > 0 else 0
+
     bits, step = header.cluster_bits, header.l2_entry_size // 8
     for index, entry in enumerate(mapping.l1):
-        try:
-            place = checked_l2_offset(image.storage, header, entry, index)
-        except BlockError:
-            continue
-        if not place:
+        place = l2_place(image.storage, header, entry)
+        if place <= 0:
             continue
         if (get(place >> bits) == 1) != bool(entry & COPIED):
             yield header.l1_offset + index * 8, entry ^ COPIED, f"entry {index} of the L1 table has a wrong COPIED flag"

@@ -107,8 +107,8 @@ class Image:
         self._waiting: list[tuple[int, list[int]]] = []
         self.decompressor = Decompressor(self.name, header.compression, header.cluster_size)
         capacity = max(4, limits.refcount_cache // header.cluster_size)
-        self.refs = Refcounts(storage, header, capacity, self._switch_reftable, self.is_metadata)
-        self.mapping = Mapping(storage, header, limits.l2_cache, self._allocate_table, self.free)
+        self.refs = Refcounts(storage, header, capacity, self._switch_reftable, self.is_metadata, self.damaged)
+        self.mapping = Mapping(storage, header, limits.l2_cache, self._allocate_table, self.free, self.damaged)
         self.snapshots: list[Snapshot] = []
         self.snapshot_bytes = 0
         if header.nb_snapshots:

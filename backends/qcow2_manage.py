@@ -6,6 +6,7 @@ import os
 import stat
 from array import array
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from iscsid.plugin import BlockError, Fault
@@ -27,6 +28,7 @@ from .qcow2_format import (
     Header,
     l1_entries,
     pack,
+    refuse,
 )
 from .qcow2_image import Image
 from .qcow2_read import Kind, runs
@@ -130,7 +132,9 @@ def _lay_out(storage: Storage, header: Header, size: int) -> None:
     head = pack(header, storage.name)
     storage.write(head, 0)
     storage.truncate(3 * header.cluster_size)
-    refs = Refcounts(storage, header, 2, lambda offset, clusters: None, lambda cluster: False)
+    refs = Refcounts(
+        storage, header, 2, lambda offset, clusters: None, lambda cluster: False, partial(refuse, storage.name)
+    )
     refs.add_block_at(0, 2)
     for cluster in range(3):
         refs.set(cluster, 1)

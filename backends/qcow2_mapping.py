@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from .qcow2_format import COPIED, OFFSET_MASK, Header, refuse
+from .qcow2_format import COPIED, OFFSET_MASK, Header
 from .qcow2_storage import Storage
 
 SLICE_BYTES = 4096
@@ -22,7 +22,8 @@ class Mapping:
     """The active tables of an image.
 
     ``allocate_table()`` answers the offset of a new cluster of zeros for an L2 table, ``release(offset)`` gives one
-    back when the checkpoint after this has made sure that nothing on the medium refers to it.
+    back when the checkpoint after this has made sure that nothing on the medium refers to it. ``damaged(words)`` raises
+    where a table makes no sense.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class Mapping:
         capacity_bytes: int,
         allocate_table: Callable[[], int],
         release: Callable[[int], None],
+        damaged: Callable[[str], NoReturn],
     ) -> None:
         self._storage = storage
         self._header = header
         self._allocate_table = allocate_table
         self._release = release
+        self._damaged = damaged
         self.slice_bytes = min(header.cluster_size, SLICE_BYTES)
         self.words = header.l2_entry_size // 8  # of an entry
         self.slice_clusters = self.slice_bytes // header.l2_entry_size
@@ -54,7 +57,8 @@ class Mapping:
 
     def l2_offset(self, index: int) -> int:
         """Where the L2 table of L1 entry ``index`` lies, 0 when there is none; checked."""
-        return checked_l2_offset(self._storage, self._header, self.l1[index], index)
+        place = l2_place(self._storage, self._header, self.l1[index])
+        return self._damaged(senseless(index, self.l1[index])) if place < 0 else place
 
     def replace_l1(self, l1: array[int]) -> None:
         """Another L1 table has become the active one, on the medium too."""
@@ -184,15 +188,16 @@ def read_table(storage: Storage, offset: int, entries: int) -> array[int]:
     return table
 
 
-def checked_l2_offset(storage: Storage, header: Header, entry: int, index: int) -> int:
-    """Where L1 entry number ``index`` says that its L2 table lies; 0 when there is none."""
+def l2_place(storage: Storage, header: Header, entry: int) -> int:
+    """Where an L1 entry says that its L2 table lies; 0 when there is none, -1 when it makes no sense."""
     offset = entry & OFFSET_MASK
     if entry & ~(COPIED | OFFSET_MASK) or offset & (header.cluster_size - 1):
-        _bad_l1(storage, entry, index)
+        return -1
     if offset and offset + header.cluster_size > -(-storage.size // header.cluster_size) * header.cluster_size:
-        _bad_l1(storage, entry, index)
+        return -1
     return offset
 
 
-def _bad_l1(storage: Storage, entry: int, index: int) -> NoReturn:
-    refuse(storage.name, f"entry {index} of the L1 table, {entry:#x}, makes no sense")
+def senseless(index: int, entry: int) -> str:
+    """What is wrong where ``l2_place`` is -1."""
+    return f"entry {index} of the L1 table, {entry:#x}, makes no sense"

@@ -16,11 +16,11 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from iscsid.plugin import BlockError, Fault
 
-from .qcow2_format import MAX_REFTABLE_BYTES, OFFSET_MASK, Header, refuse
+from .qcow2_format import MAX_REFTABLE_BYTES, OFFSET_MASK, Header
 from .qcow2_storage import Storage
 
 RESERVED = 0x1FF  # of a refcount table entry
@@ -45,7 +45,8 @@ class Refcounts:
     """The reference counts of an image whose header is ``header``.
 
     ``switch(offset, clusters)`` writes the place of a new refcount table into the header, durably; ``forbidden`` tells
-    whether a cluster holds something that must never be given out.
+    whether a cluster holds something that must never be given out; ``damaged(words)`` raises where the counts make no
+    sense.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class Refcounts:
         capacity: int,
         switch: Callable[[int, int], None],
         forbidden: Callable[[int], bool],
+        damaged: Callable[[str], NoReturn],
     ) -> None:
         self._storage = storage
         self._header = header
         self._switch = switch
         self._forbidden = forbidden
+        self._damaged = damaged
         self.capacity = max(capacity, 2)
         bits = header.refcount_bits
         self.maximum = (1 << min(bits, 63)) - 1
@@ -75,21 +78,25 @@ class Refcounts:
 
     # Blocks.
 
-    def offset_of(self, index: int) -> int:
-        """Where block ``index`` lies, 0 when there is none; checked."""
+    def place_of(self, index: int) -> int:
+        """Where block ``index`` lies, 0 when there is none, -1 when the table makes no sense there."""
         if index >= len(self.table):
             return 0
         entry = self.table[index]
         if entry & RESERVED or entry >= MAX_OFFSET or entry & (self._header.cluster_size - 1):
-            refuse(self._storage.name, f"entry {index} of the refcount table, {entry:#x}, makes no sense")
-        if entry and entry >= self._storage.size:
-            refuse(self._storage.name, f"refcount block {index} at {entry:#x} lies behind the end of the file")
-        return entry
+            return -1
+        return -1 if entry and entry >= self._storage.size else entry
+
+    def senseless(self, index: int) -> str:
+        """What is wrong where ``place_of`` is -1."""
+        return f"entry {index} of the refcount table, {self.table[index]:#x}, makes no sense"
 
     def block(self, index: int) -> bytearray | None:
         """Block ``index`` as it lies on disk, None when there is none. Whoever changes it adds it to ``dirty``."""
         found = self._blocks.get(index)
-        if found is None and (offset := self.offset_of(index)):
+        if found is None and (offset := self.place_of(index)):
+            if offset < 0:
+                self._damaged(self.senseless(index))
             self._make_room()
             found = self._blocks[index] = self._storage.read(offset, self._header.cluster_size)
         return found
@@ -127,7 +134,7 @@ class Refcounts:
         index, field = divmod(cluster, self.per_block)
         block = self.block(index)
         if block is None:
-            raise BlockError(Fault.INTERNAL, f"{self._storage.name}: cluster {cluster} has no refcount block")
+            self._damaged(f"cluster {cluster} is in use, and nothing counts it")
         width = self._width
         if width:
             block[field * width : field * width + width] = value.to_bytes(width, "big")
@@ -174,9 +181,7 @@ class Refcounts:
             raise BlockError(Fault.NO_SPACE, f"{self._storage.name}: the format has no room for more clusters")
         for cluster in range(start, start + run):
             if self._forbidden(cluster):
-                raise BlockError(
-                    Fault.INTERNAL, f"{self._storage.name}: cluster {cluster} is counted as free, but holds metadata"
-                )
+                self._damaged(f"cluster {cluster} is counted as free, but holds metadata")
         for cluster in range(start, start + run):
             self.set(cluster, 1)
         if not whole or start == self.hint:
@@ -282,7 +287,7 @@ class Refcounts:
                 return
         cluster = index * self.per_block
         if self._forbidden(cluster):
-            raise BlockError(Fault.INTERNAL, f"{self._storage.name}: cluster {cluster} is not counted, but in use")
+            self._damaged(f"cluster {cluster} is not counted, but holds metadata")
         self.add_block_at(index, cluster)
         self.set(cluster, 1)
         self.dirty.discard(index)

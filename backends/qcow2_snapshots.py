@@ -27,7 +27,7 @@ from .qcow2_format import (
     l1_entries,
 )
 from .qcow2_image import Image, spans
-from .qcow2_mapping import big_endian, checked_l2_offset, read_table
+from .qcow2_mapping import big_endian, l2_place, read_table, senseless
 
 MAX_NAME = 255  # bytes
 
@@ -121,7 +121,9 @@ def references(image: Image, l1: array[int]) -> Iterator[int]:
     header, bits = image.header, image.header.cluster_bits
     step = header.l2_entry_size // 8
     for index, entry in enumerate(l1):
-        place = checked_l2_offset(image.storage, header, entry, index)
+        place = l2_place(image.storage, header, entry)
+        if place < 0:
+            image.damaged(senseless(index, entry))
         if not place:
             continue
         yield place >> bits
@@ -168,8 +170,8 @@ def _clear_flags(image: Image) -> None:
     """Nothing of the active tables may be written in place any more."""
     header = image.header
     step = header.l2_entry_size // 8
-    for index, entry in enumerate(image.mapping.l1):
-        place = checked_l2_offset(image.storage, header, entry, index)
+    for index in range(len(image.mapping.l1)):
+        place = image.mapping.l2_offset(index)
         if place:
             table = read_table(image.storage, place, image.cluster_size // 8)
             for number in range(0, len(table), step):

@@ -231,6 +231,21 @@ def test_contradiction_marks_the_image_as_corrupt_and_stops_writes(tmp_path: Pat
     again.close()
 
 
+@pytest.mark.parametrize("table", ["l1", "refcounts"])
+def test_table_that_makes_no_sense_marks_the_image_as_corrupt(table: str, tmp_path: Path) -> None:
+    path = make(tmp_path / "disk.qcow2")
+    image = opened(path)
+    (image.mapping.l1 if table == "l1" else image.refs.table)[0] |= 1 << 60
+    image.refs._blocks.clear()
+    with pytest.raises(BlockError, match=r"disk.qcow2 is corrupt: entry 0 of the .* makes no sense") as caught:
+        put(image, bytes(512), 0)
+    assert caught.value.fault is Fault.READ_ERROR
+    image.close()
+    again = opened(path, writing=False)
+    assert again.header.incompatible & CORRUPT
+    again.close()
+
+
 def test_flushes_and_writes_of_many_threads_do_not_lose_anything(tmp_path: Path) -> None:
     path = make(tmp_path / "disk.qcow2", cluster_size=4096)
     image = opened(path)

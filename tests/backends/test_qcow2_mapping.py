@@ -78,7 +78,7 @@ def test_l1_entry_that_makes_no_sense_is_refused(tmp_path: Path, entry: int) -> 
         file.seek(image.header.l1_offset)
         file.write(entry.to_bytes(8, "big"))
     image = opened(path)
-    with pytest.raises(BlockError, match=r"disk\.qcow2: entry 0 of the L1 table"):
+    with pytest.raises(BlockError, match=r"disk\.qcow2 is corrupt: entry 0 of the L1 table"):
         image.entry(0)
     image.storage.close()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
-from iscsid_backends.qcow2_format import Header
+from iscsid_backends.qcow2_format import Header, refuse
 from iscsid_backends.qcow2_refcounts import Refcounts
 from iscsid_backends.qcow2_storage import Storage
 from qcow2_kit import assert_sound, content, make, opened, put
@@ -26,7 +27,8 @@ def counts(tmp_path: Path, bits: int, cluster_bits: int = 9, capacity: int = 16)
         cluster_bits=cluster_bits, refcount_order=bits.bit_length() - 1, reftable_offset=size, reftable_clusters=1
     )
     storage.truncate(3 * size)
-    refs = Refcounts(storage, header, capacity, lambda offset, clusters: None, lambda cluster: cluster == 0)
+    damaged = partial(refuse, "file")
+    refs = Refcounts(storage, header, capacity, lambda offset, clusters: None, lambda cluster: cluster == 0, damaged)
 
     def switch(offset: int, clusters: int) -> None:
         header.reftable_offset, header.reftable_clusters = offset, clusters
