@@ -40,11 +40,13 @@ def retry(task: Task) -> str:
 
 
 def error_of(status: int, sense: bytes) -> InitiatorError | None:
-    """Return the exception for a status, None for GOOD and CONDITION MET."""
+    """Return the exception for a status, None for GOOD, CONDITION MET, and what was done after an error (SPC-4 4.5.6:
+    RECOVERED ERROR)."""
     if status in (Status.GOOD, Status.CONDITION_MET):
         return None
     if status == Status.CHECK_CONDITION:
-        return sense_error(sense)
+        error = sense_error(sense)
+        return None if isinstance(error, SenseError) and error.key == SenseKey.RECOVERED_ERROR else error
     if status == Status.RESERVATION_CONFLICT:
         return ReservationConflict(status, "RESERVATION CONFLICT: another initiator holds a reservation")
     if status == Status.TASK_ABORTED:

@@ -512,9 +512,10 @@ class InitiatorSession:
         expired = task.tag in self._expired
         if task.error is not None:
             task.end(self._late(task) if expired else task.error)
-        elif task.raw or not task.status:
-            short = task.exact and task.received < len(task.buffer)
-            task.end(_short(task) if short and not task.raw else None)
+        elif task.raw:
+            task.end()
+        elif not task.status:
+            task.end(_inexact(task))
         elif (decision := NEVER if task.last else retry(task)) == AT_ONCE:
             self.attentions.append(task.sense)
             self._again(task)
@@ -525,7 +526,7 @@ class InitiatorSession:
             task.not_before = self._now + pause
             self._pausing.append(task)
         else:
-            task.end(error_of(task.status, task.sense))
+            task.end(error_of(task.status, task.sense) or _inexact(task))
 
     @staticmethod
     def _patience_of(task: Task) -> float:
@@ -539,8 +540,14 @@ class InitiatorSession:
         task.reset()
 
 
-def _short(task: Task) -> InitiatorError:
-    return InitiatorError(f"the target sent {task.received} of {len(task.buffer)} bytes and calls it good")
+def _inexact(task: Task) -> InitiatorError | None:
+    """What is wrong with a good ending. Another length is: the disk may have blocks of another size by now."""
+    if task.exact and task.received < len(task.buffer):
+        return InitiatorError(f"the target sent {task.received} of {len(task.buffer)} bytes and calls it good")
+    if task.exact and task.residual:
+        wanted = task.expected - task.residual
+        return InitiatorError(f"the target moved {wanted} bytes instead of {task.expected} and calls it good")
+    return None
 
 
 def _is_fatal(error: Exception) -> bool:

@@ -67,7 +67,7 @@ class Task(Ticket):
         timeout: seconds.
         replay: whether it may be done twice, so that it is sent again when the connection broke under it.
         raw: the caller looks at status and sense himself: nothing is retried, no status is an error.
-        exact: less data-in than expected is an error.
+        exact: to move more or less data than expected is an error.
     """
 
     __slots__ = (

@@ -79,7 +79,8 @@ class Unit:
     def write(self, offset: int, data: memoryview, fua: bool = False) -> Task:
         """One WRITE(16)."""
         lba, blocks = self.lba(offset, len(data))
-        return Task(self.field, commands.write_16(lba, blocks, FUA if fua else 0), NO_DATA, data, timeout=self.timeout)
+        cdb = commands.write_16(lba, blocks, FUA if fua else 0)
+        return Task(self.field, cdb, NO_DATA, data, timeout=self.timeout, exact=True)
 
     def reads(self, offset: int, buffer: memoryview) -> Iterator[Task]:
         self.lba(offset, len(buffer))
@@ -121,7 +122,9 @@ class Unit:
         if not 0 < blocks <= (self.limits.max_compare_and_write or 255):
             raise ValueError(f"one COMPARE AND WRITE does 1 .. {self.limits.max_compare_and_write or 255} blocks")
         both = bytes(compare) + bytes(data)
-        return self._task(commands.compare_and_write(lba, blocks), data_out=both, replay=False)
+        task = self._task(commands.compare_and_write(lba, blocks), data_out=both, replay=False)
+        task.exact = True
+        return task
 
     # --- facts --------------------------------------------------------------------------------------------------------
 

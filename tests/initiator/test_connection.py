@@ -15,7 +15,7 @@ from iscsid.errors import InitiatorError, RemoteProtocolError
 from iscsid.initiator.connection import InitiatorConnection
 from iscsid.initiator.task import Management, TextExchange
 from iscsid.session.login import InitiatorLogin
-from iscsid.wire.const import FINAL, STATUS, RejectReason
+from iscsid.wire.const import FINAL, OVERFLOW, STATUS, UNDERFLOW, RejectReason
 from iscsid.wire.pdu import (
     R2T,
     LoginResponse,
@@ -98,6 +98,27 @@ def test_good_with_less_data_than_was_read_is_an_error(world: World) -> None:
     task = world.submit(world.unit.read(0, memoryview(bytearray(512))))
     say(world, ScsiDataIn(flags=FINAL | STATUS, initiator_task_tag=task.tag, data=b"abcd"))
     assert task.done and "4 of 512 bytes" in str(task.error)
+
+
+@pytest.mark.parametrize("flag", [UNDERFLOW, OVERFLOW])
+@pytest.mark.parametrize("kind", ["read", "write", "compare and write"])
+def test_good_for_another_length_is_an_error(world: World, kind: str, flag: int) -> None:
+    """So it is where the blocks of the disk have another size by now: it was done elsewhere."""
+    block = memoryview(bytearray(512))
+    task = {
+        "read": world.unit.read(0, block),
+        "write": world.unit.write(0, block),
+        "compare and write": world.unit.compare_and_write(0, block, block),
+    }[kind]
+    world.submit(task)
+    if kind == "read":
+        say(
+            world,
+            ScsiDataIn(flags=FINAL | STATUS | flag, initiator_task_tag=task.tag, data=block, residual_count=512 * 7),
+        )
+    else:
+        say(world, ScsiResponse(flags=FINAL | flag, initiator_task_tag=task.tag, residual_count=512 * 7))
+    assert task.done and isinstance(task.error, InitiatorError)
 
 
 def test_response_code_of_a_failed_target_is_an_error(world: World) -> None:

@@ -69,6 +69,11 @@ def test_status_is_an_exception(status: int, kind: type[InitiatorError]) -> None
     assert type(error_of(status, b"")) is kind
 
 
+def test_recovered_error_is_a_success() -> None:
+    assert error_of(Status.CHECK_CONDITION, bytes((0x70, 0, 1, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x17, 1, 0, 0, 0, 0))) is None
+    assert error_of(Status.CHECK_CONDITION, bytes((0x72, 1, 0x17, 1, 0, 0, 0, 0))) is None
+
+
 def test_good_is_none() -> None:
     assert error_of(Status.GOOD, b"") is error_of(Status.CONDITION_MET, b"") is None
 
