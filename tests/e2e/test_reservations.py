@@ -20,12 +20,14 @@ NAMES = [f"iqn.2026-11.org.iscsid.e2e:{who}" for who in ("holder", "registrant",
 TYPES = [0x1, 0x3, 0x5, 0x6, 0x7, 0x8]
 BLOCK = bytes(512)
 TEST_UNIT_READY = bytes(6)
+START = "1b 00 00 00 01 00"
 
 # A command of each class, and its columns of SPC-4 table 65 and SBC-3 table 13, as in tests/scsi/test_conflict.py.
 COMMANDS: dict[str, tuple[str, bytes, int, str]] = {
     "TEST UNIT READY": ("00 00 00 00 00 00", b"", 0, "AAAAAC"),
     "INQUIRY": ("12 00 00 00 24 00", b"", 36, "AAAAAA"),
-    "START UNIT": ("1b 00 00 00 01 00", b"", 0, "AAAAAA"),
+    "START UNIT": (START, b"", 0, "AAAAAA"),
+    "STOP UNIT": ("1b 00 00 00 00 00", b"", 0, "CCACCC"),
     "MODE SENSE": ("1a 00 3f 00 ff 00", b"", 255, "ACAACC"),
     "READ": ("28 00 00000007 00 0001 00", b"", 512, "ACAACC"),
     "WRITE": ("2a 00 00000007 00 0001 00", BLOCK, 0, "CCACCC"),
@@ -83,6 +85,8 @@ def told(host: Initiator, name: str) -> str:
     cdb, data, expect, _ = COMMANDS[name]
     status, answer = ask(host, bytes.fromhex(cdb), data, expect)
     assert status in (GOOD, CONFLICT), f"{name}: status {status:#x}, {answer.hex()}"
+    if status == GOOD and name == "STOP UNIT":
+        assert ask(host, bytes.fromhex(START))[0] == GOOD
     return "A" if status == GOOD else "C"
 
 
