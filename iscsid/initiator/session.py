@@ -122,6 +122,8 @@ class InitiatorSession:
         self._now = 0.0
         self._heard = 0.0
         self._look_at = 0.0
+        self._shut_since: float | None = None  # with nothing under way that could open the window
+        self._ask_at = 0.0
         self._login_deadline = 0.0
         self._lost_since: float | None = None
         self._attempts = 0
@@ -402,9 +404,22 @@ class InitiatorSession:
             task = queue.popleft()
             task.deadline = now + task.timeout
             connection.start(task)
-        if queue and not connection.tasks and not connection.window_open and not connection.pinged:
-            connection.ping()  # the last answer went out before its command left the window: ask where it is now
+        if (queue or requests) and not connection.tasks and not connection.window_open:
+            self._ask_for_room(connection, now)
+        else:
+            self._shut_since = None
         self._maybe_leave(connection, now)
+
+    def _ask_for_room(self, connection: InitiatorConnection, now: float) -> None:
+        """The last answer may have gone out before its command left the window: ask where that is now."""
+        if self._shut_since is None:
+            self._shut_since = self._ask_at = now
+        if now - self._shut_since >= self.options.timeout:
+            self._shut_since = None
+            self._drop_waiting(lambda: CommandTimeout(f"the target takes no commands for {self.options.timeout:g} s"))
+        elif not connection.pinged and now >= self._ask_at:
+            self._ask_at = now + LOOK_EVERY
+            connection.ping()
 
     def _maybe_leave(self, connection: InitiatorConnection, now: float) -> None:
         """Log out when that is wanted, by us or by the target, and nothing is under way any more or time is up."""

@@ -544,6 +544,62 @@ def test_late_task_management_breaks_the_connection() -> None:
     assert world.session.connection is None
 
 
+# --- the command window -----------------------------------------------------------------------------------------------
+
+
+def shut(world: World) -> None:
+    """The target closes its window, with nothing under way."""
+    connection = world.session.connection
+    assert connection is not None
+    connection.max_cmd_sn = connection.cmd_sn - 1
+
+
+def pong(world: World) -> None:
+    """The target answers our ping, and leaves the window as it is."""
+    connection = world.session.connection
+    assert connection is not None
+    pdu = NopIn(initiator_task_tag=connection._tag, target_transfer_tag=0xFFFFFFFF)
+    pdu.stat_sn, pdu.exp_cmd_sn, pdu.max_cmd_sn = connection.exp_stat_sn, connection.cmd_sn, connection.max_cmd_sn
+    connection.outbox.clear()
+    world.hear(pdu.pack())
+
+
+def test_closed_window_is_asked_about_now_and_then_only() -> None:
+    world = World().know()
+    shut(world)
+    task = world.submit(read(world))
+    connection = world.session.connection
+    assert connection is not None and connection.pinged
+    for _ in range(5):
+        pong(world)
+        assert not connection.pinged
+        assert 0.0 < world.session.next_tick(world.now) <= 0.5
+        world.later(0.5)
+        assert connection.pinged
+    connection.max_cmd_sn += 8
+    world.run()
+    result(task)
+
+
+def test_window_that_stays_closed_is_an_error_at_the_time_out() -> None:
+    world = World(timeout=3.0).know()
+    shut(world)
+    task = world.submit(read(world))
+    begin = world.now
+    while not task.done and world.now < begin + 60.0:
+        if world.session.connection is not None and world.session.connection.pinged:
+            pong(world)
+        world.later(0.25)
+    assert 3.0 <= world.now - begin < 5.0
+    with pytest.raises(CommandTimeout, match="takes no commands"):
+        result(task)
+    assert world.session.ready
+    connection = world.session.connection
+    assert connection is not None
+    connection.max_cmd_sn += 8
+    world.do(read(world))
+
+
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
