@@ -142,6 +142,17 @@ def test_guest_who_has_proved_who_he_is_stays() -> None:
     assert guest.may_stay("iqn.a", "iqn.host")
 
 
+@pytest.mark.parametrize("account", [{**JOE, "secret": "another secret of his"}, ANN], ids=["secret", "account"])
+def test_guest_whose_secret_or_account_has_changed_stays_and_cannot_come_again(account: dict[str, str]) -> None:
+    guest = guest_of(gate_of(TargetSpec("iqn.a", auth=auth(JOE))))
+    prove(guest, "iqn.a")
+    after = gate_of(TargetSpec("iqn.a", auth=auth(account)))
+    guest.move(after)
+    assert guest.may_stay("iqn.a", "iqn.host")
+    with pytest.raises(LoginError):
+        prove(guest_of(after), "iqn.a")
+
+
 @pytest.mark.parametrize(
     ("spec", "goes_on"),
     [
