@@ -276,8 +276,12 @@ def ask():
 
 DISCOVER = '''
 import sys
-from iscsid.initiator.disk import discover
-print(*[target.name for target in discover(sys.argv[1])])
+from iscsid.initiator import discover, open_disk
+for target in discover(sys.argv[1]):
+    with open_disk(f"iscsi://{sys.argv[1]}/{target.name}/0") as disk:
+        disk.write(512, b"served" * 256)
+        disk.flush()
+        print(target.name, disk.size, disk.read(512, 512)[:6].decode())
 '''
 
 def stop():
@@ -324,7 +328,8 @@ def test_shutdown_ends_listen_from_threads_and_handlers(make: Make, tmp_path: Pa
     assert told["state"] == State.SHUT_DOWN
     if how != "handler stops":
         assert told["again"] == -1
-        assert told["discovery"] == "iqn.1994-04.org.netbsd.iscsi-target:target0"
+        assert told["discovery"] == f"iqn.1994-04.org.netbsd.iscsi-target:target0 {100 << 20} served"
+        assert (tmp_path / "disk").read_bytes()[512:2048] == b"served" * 256
         assert told["address"].startswith("127.0.0.1:")
         assert told["address"].endswith(",1")
         assert "> iSCSI Discovery login  successful from " in done.stdout
