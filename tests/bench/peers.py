@@ -141,6 +141,35 @@ def iscsid_ram(folder: Path, image: Path) -> Iterator[Peer]:
         yield peer
 
 
+@contextmanager
+def iscsid_block(folder: Path, image: Path) -> Iterator[Peer]:
+    """Our server over a loop device, whose file is on tmpfs too."""
+    if os.geteuid() != 0:
+        raise Unavailable("a loop device needs root")
+    losetup, medium = need("losetup"), folder / "medium.img"
+    with medium.open("wb") as file:
+        file.truncate(image.stat().st_size)
+    found = subprocess.run([losetup, "--find", "--show", str(medium)], capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise Unavailable(f"no loop device: {found.stderr.strip()}")
+    device = found.stdout.strip()
+    try:
+        with _iscsid("iscsid block", folder, f'backend = "block"\npath = "{device}"') as peer:
+            yield peer
+    finally:
+        subprocess.run([losetup, "--detach", device], check=True, timeout=STOP_SECONDS)
+
+
+@contextmanager
+def iscsid_qcow2(folder: Path, image: Path) -> Iterator[Peer]:
+    """Our server over a qcow2 image as QEMU makes them. All of it is allocated once the disk is filled."""
+    medium = folder / "medium.qcow2"
+    argv = [need("qemu-img"), "create", "-q", "-f", "qcow2", str(medium), str(image.stat().st_size)]
+    subprocess.run(argv, check=True, timeout=START_SECONDS)
+    with _iscsid("iscsid qcow2", folder, f'backend = "qcow2"\npath = "{medium}"') as peer:
+        yield peer
+
+
 # -- tgt ------------------------------------------------------------------------------------------------------------
 
 
@@ -247,4 +276,12 @@ def limit(folder: Path, image: Path) -> Iterator[Peer]:
         yield Peer("limit", f"iscsi://127.0.0.1:{port}/{TARGET_NAME}/0", process.pid)
 
 
-SERVERS = {"iscsid-file": iscsid_file, "iscsid-ram": iscsid_ram, "tgt": tgt, "istgt": istgt, "limit": limit}
+SERVERS = {
+    "iscsid-file": iscsid_file,
+    "iscsid-ram": iscsid_ram,
+    "iscsid-block": iscsid_block,
+    "iscsid-qcow2": iscsid_qcow2,
+    "tgt": tgt,
+    "istgt": istgt,
+    "limit": limit,
+}

@@ -12,6 +12,7 @@ from rich.table import Table
 Samples = Mapping[tuple[str, str], Sequence[Sample]]  # (load, server) -> one sample a round
 
 BASELINE = "tgt"
+RAW = "iscsid-file"  # what our other back ends are compared with
 
 
 def middle(samples: Samples, load: str, server: str) -> Sample | None:
@@ -50,6 +51,25 @@ def cpu_table(samples: Samples, loads: Iterable[Load], servers: Sequence[str]) -
     return table
 
 
+def backend_table(samples: Samples, loads: Iterable[Load], servers: Sequence[str]) -> Table:
+    """Our back ends against a raw file: ratios of I/O rate, above 1 is faster, and of CPU time, below 1 is cheaper."""
+    others = [server for server in servers if server.startswith("iscsid-") and server != RAW]
+    table = Table(title="Our back ends against a raw file", title_justify="left")
+    table.add_column("load", no_wrap=True)
+    for server in others:
+        table.add_column(f"{server.removeprefix('iscsid-')}/file", justify="right", no_wrap=True)
+        table.add_column("CPU", justify="right", no_wrap=True, style="dim")
+    for load in loads:
+        base, row = middle(samples, load.name, RAW), list[str]()
+        for server in others:
+            here = middle(samples, load.name, server)
+            row += (
+                ["–", ""] if here is None or base is None else [ratio(here.rate, base.rate), ratio(here.cpu, base.cpu)]
+            )
+        table.add_row(load.name, *row)
+    return table
+
+
 def _table(title: str, servers: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("load", no_wrap=True)
@@ -64,10 +84,10 @@ def _cells(value: float | None, base: float | None, show: Any) -> tuple[str, str
 
 
 def as_json(samples: Samples, loads: Iterable[Load], servers: Sequence[str]) -> list[dict[str, Any]]:
-    """One record per load and server: medians, ratios to the baseline and every sample."""
+    """One record per load and server: medians, ratios to the baseline and to our raw file, and every sample."""
     records = []
     for load in loads:
-        base = middle(samples, load.name, BASELINE)
+        base, raw = middle(samples, load.name, BASELINE), middle(samples, load.name, RAW)
         for server in servers:
             here = middle(samples, load.name, server)
             if here is None:
@@ -80,6 +100,7 @@ def as_json(samples: Samples, loads: Iterable[Load], servers: Sequence[str]) -> 
                     "cpu_us": here.cpu * 1e6,
                     "rate_ratio": here.rate / base.rate if base else None,
                     "cpu_ratio": here.cpu / base.cpu if base and base.cpu else None,
+                    "file_ratio": here.rate / raw.rate if raw else None,
                     "rates": [s.rate for s in samples[load.name, server]],
                     "cpus_us": [s.cpu * 1e6 for s in samples[load.name, server]],
                 }

@@ -1,8 +1,9 @@
 """Compare iscsid with the C servers, side by side on one machine: ``python tests/bench/run.py [options]``.
 
-Every round puts every load on every server in turn, so that a machine that slows down slows all of them; the table
-shows medians over the rounds, and ratios to tgt. Needs tgt, istgt, libiscsi-bin, qemu-utils and qemu-block-extra; a
-server that cannot be run is named and left out.
+Every round puts every load on every server in turn, so that a machine that slows down slows all of them; the tables
+show medians over the rounds, ratios to tgt, and those of our back ends to a raw file. Needs tgt, istgt, libiscsi-bin,
+qemu-utils and qemu-block-extra; a server that cannot be run, such as that of a loop device without root, is named and
+left out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from loads import BY_NAME, LOADS, Load, LoadError, Sample, fill, measure, missing_programs
 from peers import SERVERS, Peer, StartError, Unavailable
-from report import as_json, cpu_table, rate_table
+from report import RAW, as_json, backend_table, cpu_table, rate_table
 from rich.console import Console
 
 CHUNK = 1 << 20
@@ -116,6 +117,8 @@ def show(samples: dict[tuple[str, str], list[Sample]], loads: Sequence[Load], se
     out.print(f"{os.cpu_count()} CPUs, Linux {platform.release()}, {python}, load average {os.getloadavg()[0]:.2f}")
     out.print(rate_table(samples, loads, servers))
     out.print(cpu_table(samples, loads, servers))
+    if RAW in servers and any(server.startswith("iscsid-") and server != RAW for server in servers):
+        out.print(backend_table(samples, loads, servers))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

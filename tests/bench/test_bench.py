@@ -126,6 +126,19 @@ def test_tables_show_figures_and_ratios_and_gaps() -> None:
     assert "60.0" in text and "2.00×" in text
 
 
+def test_back_ends_are_compared_with_a_raw_file() -> None:
+    samples = {
+        ("randread-4k-d32", "iscsid-file"): [Sample(40_000, 20e-6)],
+        ("randread-4k-d32", "iscsid-qcow2"): [Sample(30_000, 25e-6)],
+    }
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115 - closed with the console
+    with console.file:
+        console.print(report.backend_table(samples, SHOWN, ["iscsid-file", "iscsid-qcow2", "iscsid-block", "tgt"]))
+    text = console.export_text()
+    assert "qcow2/file" in text and "block/file" in text and "tgt" not in text
+    assert "0.75×" in text and "1.25×" in text and "–" in text
+
+
 def test_json_has_every_sample_and_the_ratios() -> None:
     records = json.loads(json.dumps(report.as_json(SAMPLES, SHOWN, ["tgt", "istgt"])))
     assert [(r["load"], r["server"]) for r in records] == [
@@ -136,7 +149,7 @@ def test_json_has_every_sample_and_the_ratios() -> None:
     assert records[0]["rates"] == [40_000, 10_000, 44_000]
     assert records[1]["rate_ratio"] == 0.5
     assert records[1]["cpu_ratio"] == pytest.approx(2)
-    assert records[2]["rate_ratio"] is None
+    assert records[2]["rate_ratio"] is None and records[2]["file_ratio"] is None
 
 
 def test_only_takes_exact_names_or_parts_of_names() -> None:
