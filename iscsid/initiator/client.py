@@ -133,6 +133,7 @@ class Client:
         self._clock: Callable[[], float] = time.monotonic
         self._turn = threading.Condition(threading.Lock())
         self._polling = False
+        self._awaits_room = False  # who polls is told of room in the socket too
         self._sock: socket.socket | None = None
         self._poll = select.poll()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # wakes who polls: there is something to send
@@ -225,6 +226,8 @@ class Client:
         """Do I/O, or let another thread do it, until ``over``."""
         while not over():
             if self._polling:
+                if self._sock is not None:
+                    self._send()  # who polls may do so for as long as his own command takes
                 self._turn.wait()
             else:
                 self._step()
@@ -249,6 +252,7 @@ class Client:
         sock = self._sock
         if sock is not None:
             self._poll.modify(sock, select.POLLIN if sent else select.POLLIN | select.POLLOUT)
+        self._awaits_room = not sent
         self._polling = True
         self._turn.release()
         try:
@@ -269,7 +273,7 @@ class Client:
                 sent = send_queued(sock, self.session)
             except OSError as error:
                 self._lost(error)
-        if self._polling and not (sent and self._sock is not None):
+        if self._polling and (self._sock is None or not (sent or self._awaits_room)):
             os.eventfd_write(self._bell, 1)
         return sent
 

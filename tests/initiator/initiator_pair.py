@@ -239,9 +239,9 @@ class InMemoryClient:
 class LoopbackTarget(threading.Thread):
     """A target on a port of 127.0.0.1 that serves one connection after the other; ``drop`` breaks the present one."""
 
-    def __init__(self, size: int = 8 << 20) -> None:
+    def __init__(self, size: int = 8 << 20, device: Memory | None = None) -> None:
         super().__init__(daemon=True)
-        self.world = World(Inline(size))
+        self.world = World(device if device is not None else Inline(size))
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.portal = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.url = f"iscsi://{self.portal}/{TARGET_NAME}/0"

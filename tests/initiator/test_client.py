@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
+import time
 import weakref
 
 import pytest
 from initiator_pair import LoopbackTarget
+from target_rig import DEVICES
 
 from iscsid.errors import CommandAborted, ConnectionFailed, InitiatorError, LoginRefused
 from iscsid.initiator.client import Client, default_initiator_name, place_of, random_isid
@@ -121,6 +124,27 @@ def test_threads_share_a_session() -> None:
             thread.join(30)
         assert not failures and not any(thread.is_alive() for thread in threads)
         assert target.accepted == 1
+
+
+def test_command_goes_out_while_another_thread_waits_for_a_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LoopbackTarget(device=DEVICES["blocking"]()) as target:
+        disk = open_disk(target.url, abort_timeout=0.2)
+        client = disk.client
+        slow = disk.submit_read(0, bytearray(512))
+        waiting = threading.Thread(target=client.wait_until, args=(lambda: slow.done,))
+        asking = threading.Thread(target=disk.test_unit_ready)
+        with monkeypatch.context() as patch:
+            patch.setattr(client.session, "next_tick", lambda now: 60.0, raising=False)
+            waiting.start()
+            while not client._polling:
+                time.sleep(0.001)
+            asking.start()
+            asking.join(20)
+            answered = not asking.is_alive()
+        os.eventfd_write(client._bell, 1)
+        disk.close()
+        waiting.join(20)
+        assert answered and slow.done and not waiting.is_alive()
 
 
 def test_submit_holds_back_who_is_too_fast() -> None:
