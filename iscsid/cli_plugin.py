@@ -126,6 +126,8 @@ def find(plugins: Plugins, named: str, file: str | None) -> tuple[str, str]:
         found = [(kind, name) for kind, name, _ in known if name == named]
     else:
         found = [(kind, name) for kind, name, path in known if path and Path(path).resolve() == Path(file).resolve()]
+    if not found and (failures := [error for error in plugins.failures if error.plugin == named]):
+        raise failures[0]
     if len(found) != 1:
         reason = "has several back ends and layers; say which" if found else "there is no such back end or layer"
         raise PluginError(named, reason + ("" if found else near(named, [name for _, name, _ in known])))

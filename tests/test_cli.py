@@ -26,8 +26,10 @@ from iscsid.cli import EXITS, Exit
 from iscsid.daemon import supervisor
 from iscsid.daemon.control import SOCKET_NAME, ControlError, RequestRefused
 from iscsid.daemon.errors import AlreadyRunning, StartError
+from iscsid.daemon.health import Book
 from iscsid.daemon.supervisor import Started
 from iscsid.errors import BlockError, ConfigError, Fault, PluginError
+from iscsid.scsi.removable import Medium
 from iscsid.specs import PortalSpec, ServerSpec
 
 GOOD = """
@@ -56,7 +58,10 @@ STATUS: dict[str, Any] = {
     "uptime": 3725.5,
     "portals": ["127.0.0.1:3260", "[::1]:3260"],
     "targets": [
-        {"name": "iqn.2026-11.org.iscsid:disk0", "luns": [{"lun": 0, "backend": "file", "readonly": False}]},
+        {
+            "name": "iqn.2026-11.org.iscsid:disk0",
+            "luns": [{"lun": 0, "backend": "file", "readonly": False, "health": Book().tell(("", 0), Medium(), 0.0)}],
+        },
         {"name": "iqn.2026-11.org.iscsid:empty", "luns": []},
     ],
     "sessions": {"login": 0, "open": 2, "closing": 1},
@@ -227,7 +232,9 @@ def test_check_warns_of_a_plugin_that_cannot_be_loaded(tmp_path: Path) -> None:
     path.write_text(f'[server]\nplugin_dirs = ["{tmp_path}"]\n')
     result = run("check", str(path))
     assert result.exit_code == Exit.OK
-    assert "iscsid: warning: plugin tape: ValueError: no drive" in result.stderr
+    assert (
+        f"iscsid: warning: plugin tape: {tmp_path / 'tape.py'}: ValueError: no drive (tape.py, line 1)" in result.stderr
+    )
 
 
 # -- serve -------------------------------------------------------------------------------------------------------------
@@ -476,6 +483,7 @@ def test_status_shows_the_server_and_its_workers(server: str) -> None:
         "target iqn.2026-11.org.iscsid:empty",
         "sessions 2 open, 1 closing; connections before their login: 3",
         "refused 5 not iSCSI",
+        "LUNs well",
         "",
         "WORKER PID STATE SESSIONS COMMANDS READ WRITTEN CPU MEMORY REPLACED",
         "0 4712 ready 3 1,234,567 5 GiB 0 B 98% 31 MiB 2",

@@ -62,8 +62,17 @@ def test_list_shows_strangers_with_their_file_and_failures_with_the_reason(tmp_p
     result = run("list", "--plugin-dir", tmp_path)
     assert result.exit_code == Exit.OK
     assert str(tmp_path / "broken.py") in result.output
-    assert f"left out: newer: made for API {API_VERSION + 1}; this server has {API_VERSION}" in result.output
-    assert "left out: typo: No module named 'nothing_of_this_name'" in result.output
+    reason = f"{tmp_path / 'newer.py'}: made for API {API_VERSION + 1}; this server has {API_VERSION}"
+    assert f"left out: newer: {reason}" in result.output
+    reason = f"{tmp_path / 'typo.py'}: No module named 'nothing_of_this_name' (typo.py, line 1)"
+    assert f"left out: typo: {reason}" in result.output
+
+
+def test_check_of_what_could_not_be_loaded_says_why(tmp_path: Path) -> None:
+    (tmp_path / "typo.py").write_text("import nothing_of_this_name")
+    result = run("check", "typo", "--plugin-dir", tmp_path)
+    assert result.exit_code == Exit.FAILED
+    assert f"plugin typo: {tmp_path / 'typo.py'}: No module named" in result.stderr
 
 
 def test_list_for_programs_has_all_of_each_option() -> None:

@@ -358,7 +358,8 @@ def test_plugin_that_cannot_be_loaded_is_told_where_it_is_used(tmp_path: Path) -
     server = f'[server]\nplugin_dirs = ["{tmp_path}"]\n'
     unit = '[[target.lun]]\nlun = 0\nbackend = "tape"\n'
     (found,) = problems(server + TARGET + unit)
-    assert found.startswith("target[0].lun[0].backend: the back end tape could not be loaded: ZeroDivisionError")
+    where = f"target[0].lun[0].backend: the back end tape could not be loaded: {tmp_path / 'tape.py'}"
+    assert found.startswith(f"{where}: ZeroDivisionError")
     spec, plugins = config.parse(server + TARGET + LUN)  # who does not use it is served
     assert len(spec.targets) == 1
     assert [failure.plugin for failure in plugins.failures] == ["tape"]

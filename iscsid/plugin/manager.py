@@ -27,7 +27,7 @@ from iscsid.plugin import hookspecs
 from iscsid.plugin.auth import AuthInfo, CredentialSource
 from iscsid.plugin.info import API_VERSION, BackendInfo, LayerInfo, check_options, near
 from iscsid.plugin.members import MAX_DEPTH, TYPE, Member, depth
-from iscsid.plugin.modules import PREFIX, failure_of, import_file, marked_hooks, unmarked_hooks
+from iscsid.plugin.modules import PREFIX, failure_of, import_file, marked_hooks, unknown_arguments, unmarked_hooks
 
 #: The modules that come with iscsid; the last part is the plugin's name. Strings, so that nothing in iscsid imports
 #: them; order is the order of registration.
@@ -136,28 +136,33 @@ class Plugins:
 
     # Loading.
 
-    def add(self, name: str, importing: Callable[[], object]) -> bool:
+    def add(self, name: str, importing: Callable[[], object], file: str = "") -> bool:
         """Import a plugin and take it in as ``name``; False, with the reason in ``failures``, when it is no good.
 
-        A blocked name is passed over without being imported.
+        A blocked name is passed over without being imported. The reason names the ``file``, where there is one.
         """
         if self._manager.is_blocked(name):
             return False
         if self._manager.has_plugin(name):
-            self.failures.append(PluginError(name, "left out: there is another plugin of this name"))
+            self._fail(PluginError(name, "there is another plugin of this name"), file)
             return False
         try:
             plugin = importing()
             self._register(name, plugin)
             self._describe(name)
         except PluginError as error:
-            self.failures.append(error)
+            self._fail(error, file)
         except (Exception, SystemExit) as error:
-            self.failures.append(failure_of(name, error))
+            self._fail(failure_of(name, error, file), file)
         else:
             return True
         self._forget(name)
         return False
+
+    def _fail(self, error: PluginError, file: str) -> None:
+        failure = PluginError(error.plugin, f"{file}: {error.reason}") if file else error
+        failure.__cause__ = error.__cause__
+        self.failures.append(failure)
 
     def _forget(self, name: str) -> None:
         if self._manager.has_plugin(name):
@@ -173,6 +178,9 @@ class Plugins:
         unknown = [hook for hook in marked_hooks(plugin) if hook not in _HOOKS]
         if unknown:
             raise PluginError(name, f"there is no hook {unknown[0]}{near(unknown[0], _HOOKS)}")
+        for hook in marked_hooks(plugin):
+            if problem := unknown_arguments(plugin, hook):
+                raise PluginError(name, problem)
         self._manager.register(plugin, name=name)
         self._manager.check_pending()
 
@@ -507,7 +515,8 @@ class Plugins:
         try:
             return caller(**arguments)
         except (Exception, SystemExit) as error:
-            raise failure_of(plugin, error) from error
+            file = getattr(self._manager.get_plugin(plugin), "__file__", None)
+            raise failure_of(plugin, error, file or "") from error
 
 
 def load(
@@ -542,7 +551,7 @@ def load_file(path: str | Path) -> Plugins:
     plugins = Plugins()
     for module in BUILTIN:
         plugins.add(module.rpartition(".")[2], partial(importlib.import_module, module))
-    if not plugins.add(Path(path).stem, partial(import_file, Path(path))):
+    if not plugins.add(Path(path).stem, partial(import_file, Path(path)), str(path)):
         raise plugins.failures[-1]
     return plugins
 
@@ -555,4 +564,4 @@ def _add_folder(plugins: Plugins, folder: Path) -> None:
         plugins.failures.append(PluginError(str(folder), f"the plugin folder cannot be read: {error.strerror}"))
         return
     for path in paths:
-        plugins.add(path.stem, partial(import_file, path))
+        plugins.add(path.stem, partial(import_file, path), str(path))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -48,15 +50,29 @@ def _functions(plugin: object) -> Iterator[str]:
             yield name
 
 
-def failure_of(plugin: str, error: BaseException) -> PluginError:
-    """A PluginError in the words of ``error``; its type is told where the words alone do not make sense."""
+def unknown_arguments(plugin: object, hook: str) -> str:
+    """What is wrong with the arguments of a hook; "" where each is one that the hook is called with."""
+    known = list(inspect.signature(getattr(hookspecs, hook)).parameters)
+    asked = inspect.signature(getattr(plugin, hook)).parameters.values()
+    unknown = [one.name for one in asked if one.default is one.empty and one.name not in (*known, "self")]
+    if not unknown:
+        return ""
+    return f"{hook} has no argument {unknown[0]}; it has {', '.join(known) or 'none'}"
+
+
+def failure_of(plugin: str, error: BaseException, file: str = "") -> PluginError:
+    """A PluginError in the words of ``error``; its type is told where the words alone do not make sense.
+
+    An error that nobody raised on purpose has the line of the plugin's ``file`` that it came through last.
+    """
     words = str(error)
     if isinstance(error, OSError) and error.strerror:
         words = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    elif not words:
-        words = type(error).__name__
-    elif not isinstance(error, BlockError | PluginError | ImportError):
-        words = f"{type(error).__name__}: {words}"
+    elif not isinstance(error, BlockError | PluginError):
+        if not isinstance(error, ImportError) or not words:
+            words = f"{type(error).__name__}: {words}".removesuffix(": ")
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        words += f" ({Path(file).name}, line {lines[-1]})" if file and lines else ""
     failure = PluginError(plugin, words)
     failure.__cause__ = error
     return failure

@@ -144,7 +144,7 @@ BAD = {
     ),
     "wrong-argument": (
         "from iscsid.plugin import hookimpl\n@hookimpl\ndef iscsid_open(path): pass",
-        "path",
+        "mine.py: iscsid_open has no argument path; it has options, role",
     ),
     "wrong-api": (
         "from iscsid.plugin import BackendInfo, hookimpl\n"
@@ -272,7 +272,7 @@ def hooked(tmp_path: Path) -> Plugins:
         ({"how": "bad"}, ["how: bad"]),
         ({"sise": 1}, ['sise: unknown option (did you mean "size"?)']),
         ({"size": "big"}, ["size: 'big' is not a size such as 10 GiB"]),
-        ({"how": "raise"}, ["plugin mine: RuntimeError: checked too hard"]),
+        ({"how": "raise"}, ["plugin mine: RuntimeError: checked too hard (mine.py, line 26)"]),
         ({"how": "text"}, ["plugin mine: iscsid_validate answered 'a string', not a list"]),
     ],
 )
@@ -352,10 +352,10 @@ def test_open_with_options_that_are_wrong_names_them(hooked: Plugins) -> None:
     ("body", "words"),
     [
         ("raise OSError(2, 'No such file or directory', '/x')", "/x: No such file or directory"),
-        ("raise KeyError('path')", "KeyError: 'path'"),
-        ("raise SystemExit(1)", "SystemExit: 1"),
-        ("raise ValueError()", "ValueError"),
-        ("raise ValueError('too odd')", "ValueError: too odd"),
+        ("raise KeyError('path')", "KeyError: 'path' (mine.py, line {})"),
+        ("raise SystemExit(1)", "SystemExit: 1 (mine.py, line {})"),
+        ("raise ValueError()", "ValueError (mine.py, line {})"),
+        ("raise ValueError('too odd')", "ValueError: too odd (mine.py, line {})"),
         ("return None", "iscsid_open answered NoneType, not a Device"),
         ("return 'device'", "iscsid_open answered str, not a Device"),
     ],
@@ -364,7 +364,8 @@ def test_open_that_fails_names_the_plugin(tmp_path: Path, body: str, words: str)
     source = GOOD.partition("        device = Zeros()")[0] + f"        {body}\n"
     with pytest.raises(PluginError) as caught:
         load_one(tmp_path, source).open("zeros", {})
-    assert str(caught.value) == f"plugin mine: {words}"
+    line = (tmp_path / "mine.py").read_text().partition(body)[0].count("\n") + 1
+    assert str(caught.value) == f"plugin mine: {words.format(line)}"
 
 
 LAYER = """
@@ -589,7 +590,7 @@ def test_authentication_source_without_a_maker_or_with_a_taken_name_is_left_out(
     put(tmp_path, "c", SOURCE)
     plugins = load([], [tmp_path])
     assert {failure.plugin: failure.reason for failure in plugins.failures} == {
-        "a": "has no iscsid_authenticate",
-        "c": "the name keys is taken by plugin b",
+        "a": f"{tmp_path}/a.py: has no iscsid_authenticate",
+        "c": f"{tmp_path}/c.py: the name keys is taken by plugin b",
     }
     assert set(plugins.auth_sources) == {"keys"}

@@ -10,7 +10,7 @@ import pytest
 
 from iscsid.errors import BlockError, Fault, PluginError
 from iscsid.plugin import hookimpl
-from iscsid.plugin.modules import failure_of, import_file, marked_hooks, unmarked_hooks
+from iscsid.plugin.modules import failure_of, import_file, marked_hooks, unknown_arguments, unmarked_hooks
 
 
 def test_file_is_imported_under_a_name_of_its_own(tmp_path: Path) -> None:
@@ -64,3 +64,36 @@ def test_failure_tells_the_type_where_the_words_alone_make_no_sense(error: Excep
     failure = failure_of("raid", error)
     assert isinstance(failure, PluginError)
     assert (failure.plugin, failure.reason, failure.__cause__) == ("raid", reason, error)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import os\n\nos.sep.count(1)", "TypeError: must be str, not int (mine.py, line 3)"),
+        ("\nimport no_such_module_anywhere", "No module named 'no_such_module_anywhere' (mine.py, line 2)"),
+        ("import json\njson.loads('{')", "(mine.py, line 2)"),
+        ("def f(:", "SyntaxError: invalid syntax (mine.py, line 1)"),
+        ("open('/nowhere/at/all')", "/nowhere/at/all: No such file or directory"),
+    ],
+)
+def test_error_that_nobody_meant_has_the_line_of_the_file(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(Exception) as caught:
+        import_file(path)
+    failure = failure_of("mine", caught.value, str(path))
+    assert failure.reason.endswith(reason)
+
+
+def test_arguments_that_a_hook_is_not_called_with_are_named() -> None:
+    plugin = ModuleType("plugin")
+
+    @hookimpl
+    def iscsid_open(options: object, rool: str) -> None: ...
+
+    @hookimpl
+    def iscsid_create(options: object, more: int = 3) -> None: ...
+
+    plugin.__dict__.update(iscsid_open=iscsid_open, iscsid_create=iscsid_create)
+    assert unknown_arguments(plugin, "iscsid_open") == "iscsid_open has no argument rool; it has options, role"
+    assert unknown_arguments(plugin, "iscsid_create") == ""
