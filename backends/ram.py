@@ -36,16 +36,16 @@ _ZEROES = memoryview(bytes(PIECE))
 
 
 class RamDevice(Device):
-    """A mapping of all of the memfd ``fd``, which the object owns."""
+    """A mapping of the first ``size`` bytes of the memfd ``fd``, which the object owns."""
 
     mode = Mode.INLINE
     threading = Threading.PARALLEL
     discard_granularity = mmap.PAGESIZE
     discard_zeroes = True
 
-    def __init__(self, fd: int, *, readonly: bool = False) -> None:
+    def __init__(self, fd: int, size: int, *, readonly: bool = False) -> None:
         self.readonly = readonly
-        self.size = os.fstat(fd).st_size
+        self.size = size
         access = mmap.ACCESS_READ if readonly else mmap.ACCESS_WRITE
         self._map = mmap.mmap(fd, self.size, access=access)
         self._memory = memoryview(self._map)
@@ -113,11 +113,16 @@ def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 @hookimpl
-def iscsid_resize(options: Mapping[str, Any], size: int) -> None:
-    have = os.fstat(options["memfd"]).st_size
-    if size < have:
-        raise BlockError(Fault.INVALID, f"a RAM disk of {have} bytes cannot be cut to {size}")
-    os.ftruncate(options["memfd"], size)
+def iscsid_resize(options: Mapping[str, Any], size: int, shrink: bool) -> None:
+    """The memory is never cut, for the kernel does not allow it: what is cut off of the disk is emptied."""
+    have, there = options["size"], os.fstat(options["memfd"]).st_size
+    if size < have and not shrink:
+        words = f"a RAM disk of {have} bytes: what is behind {size} would be lost; say shrink to do it"
+        raise BlockError(Fault.INVALID, words)
+    if size < there:
+        linux.punch_hole(options["memfd"], size, there - size)
+    else:
+        os.ftruncate(options["memfd"], size)
 
 
 @hookimpl
@@ -131,7 +136,8 @@ def iscsid_open(options: Mapping[str, Any], role: str) -> RamDevice:
         raise BlockError(Fault.INVALID, "the memory of a RAM disk is made by prepare, once for all workers")
     fd = os.dup(options["memfd"])
     try:
-        return RamDevice(fd, readonly=role == "readonly")
+        size = min(options["size"], os.fstat(fd).st_size)
+        return RamDevice(fd, size, readonly=role == "readonly")
     except BaseException:
         os.close(fd)
         raise

@@ -28,7 +28,10 @@ from iscsid.cli_disk import disk
 from iscsid.cli_image import image
 from iscsid.cli_import import import_targets
 from iscsid.cli_layer import layer
+from iscsid.cli_lun import asks
+from iscsid.cli_lun import lun as lun_commands
 from iscsid.cli_plugin import plugin
+from iscsid.cli_status import duration_text, print_status, printable
 from iscsid.daemon.control import ControlError, ask
 from iscsid.daemon.errors import StartError
 from iscsid.errors import ConfigError, IscsidError
@@ -205,17 +208,8 @@ def _tell_failures(plugins: Plugins) -> None:
 # -- status and sessions -----------------------------------------------------------------------------------------------
 
 
-def _asks(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a command that asks a running server."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print the server's answer, for programs.")(command)
-    command = click.option("-d", "--runtime-dir", metavar="DIR", help="The runtime_dir of the server to ask.")(command)
-    return click.option("-c", "--config", "file", metavar="FILE", help="The configuration of the server to ask.")(
-        command
-    )
-
-
 @main.command()
-@_asks
+@asks
 def status(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
     """Show a running server, its workers and their load."""
     answer = ask_server("status", file, runtime_dir)
@@ -227,7 +221,7 @@ def status(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
 @click.argument("tag", required=False, type=int)
 @click.argument("state", required=False, type=click.Choice(ACCESS_STATES))
 @click.option("--preferred/--not-preferred", default=None, help="Whether initiators should prefer the group.")
-@_asks
+@asks
 def alua(
     target: str | None,
     tag: int | None,
@@ -255,7 +249,7 @@ def alua(
 
 
 @main.command()
-@_asks
+@asks
 def reload(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
     """Have a running server read its configuration again, and tell what has changed.
 
@@ -265,64 +259,23 @@ def reload(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
     _change("reload", file, runtime_dir, as_json)
 
 
-@main.group()
-def lun() -> None:
-    """Eject, load or resize one LUN of a running server."""
-
-
-@lun.command()
-@click.argument("target")
-@click.argument("number", metavar="LUN", type=int)
-@click.option("--force", is_flag=True, help="Even where an initiator prevents the removal.")
-@_asks
-def eject(target: str, number: int, force: bool, file: str | None, runtime_dir: str | None, as_json: bool) -> None:
-    """Take the medium of a removable LUN out, when what was written is on it."""
-    _change("lun", file, runtime_dir, as_json, verb="eject", target=target, lun=number, force=force)
-
-
-@lun.command()
-@click.argument("target")
-@click.argument("number", metavar="LUN", type=int)
-@_asks
-def load(target: str, number: int, file: str | None, runtime_dir: str | None, as_json: bool) -> None:
-    """Put the medium of a removable LUN in: the file that has its name now, where it is one."""
-    _change("lun", file, runtime_dir, as_json, verb="load", target=target, lun=number)
-
-
-def _read_size(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
-    try:
-        return None if text is None else values.size(int(text) if text.isdecimal() else text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
-@lun.command()
-@click.argument("target")
-@click.argument("number", metavar="LUN", type=int)
-@click.argument("size", required=False, callback=_read_size)
-@_asks
-def resize(
-    target: str, number: int, size: int | None, file: str | None, runtime_dir: str | None, as_json: bool
-) -> None:
-    """Make a LUN SIZE large ("20 GiB"), or, without SIZE, as large as its medium has become by itself.
-
-    Its sessions go on and are told. It is never made smaller. Change the configuration too, or the next reload finds
-    it larger than it says.
-    """
-    given = {} if size is None else {"size": size}
-    _change("lun", file, runtime_dir, as_json, verb="resize", target=target, lun=number, **given)
-
-
-def _change(command: str, file: str | None, runtime_dir: str | None, as_json: bool, **arguments: Any) -> None:
+def _change(
+    command: str, file: str | None, runtime_dir: str | None, as_json: bool, /, **arguments: Any
+) -> dict[str, Any]:
     """Ask for a change, wait for it, and tell what became of it."""
     answer = ask_server(command, file, runtime_dir, timeout=CHANGE_SECONDS, **arguments)
     click.echo(json.dumps(answer, indent=2)) if as_json else print_changes(screen.console(), answer)
     if answer["problems"]:
         click.get_current_context().exit(Exit.FAILED)
+    return answer
+
+
+lun_commands.context_settings["obj"] = _change
+main.add_command(lun_commands)
 
 
 @main.command()
-@_asks
+@asks
 def sessions(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
     """Show who is logged in to a running server."""
     answer = ask_server("sessions", file, runtime_dir)
@@ -361,7 +314,7 @@ def print_changes(console: Console, answer: Mapping[str, Any]) -> None:
         for row in answer["rows"]:
             table.add_row(*map(Text, row))
         console.print(table)
-    else:
+    elif "snapshots" not in answer:
         console.print("nothing is different")
 
 
@@ -470,44 +423,6 @@ def connecting(portal: str, target: str, lun: int) -> list[tuple[str, list[str]]
     ]
 
 
-def print_status(console: Console, answer: Mapping[str, Any]) -> None:
-    """The answer to ``status``: the server in a few lines, then its workers."""
-    state = f"iscsid {answer['version']}, pid {answer['pid']}: {answer['phase']} for {duration_text(answer['uptime'])}"
-    console.print(Text(state, style="bold"), soft_wrap=True)
-    console.print(Text(f"portals    {', '.join(answer['portals'])}"), soft_wrap=True)
-    for target in answer["targets"]:
-        luns = ", ".join(f"{lun['lun']} {lun['backend']}" for lun in target["luns"])
-        console.print(Text(f"target     {target['name']} (LUN {luns})" if luns else f"target     {target['name']}"))
-    counts = ", ".join(f"{count} {state}" for state, count in answer["sessions"].items() if count)
-    console.print(Text(f"sessions   {counts or 'none'}; connections before their login: {answer['callers']}"))
-    if answer["refused"]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in answer["refused"].items())
-        console.print(Text(f"refused    {reasons}"), soft_wrap=True)
-    console.print()
-    columns = ("WORKER", "PID", "STATE", "SESSIONS", "COMMANDS", "READ", "WRITTEN", "CPU", "MEMORY", "REPLACED")
-    table = screen.table(*columns, right=[name for name in columns if name != "STATE"])
-    for worker in answer["workers"]:
-        table.add_row(*map(Text, _worker_row(worker)))
-    console.print(table)
-
-
-def _worker_row(worker: Mapping[str, Any]) -> list[str]:
-    """A worker that is dead just now has no figures."""
-    alive = worker["pid"] is not None
-    return [
-        str(worker["index"]),
-        str(worker["pid"]) if alive else "",
-        worker["state"],
-        str(worker["sessions"]),
-        f"{worker['commands']:,}" if alive else "",
-        size_text(worker["read_bytes"]) if alive else "",
-        size_text(worker["written_bytes"]) if alive else "",
-        f"{worker['cpu_percent']:.0f}%" if alive else "",
-        size_text(worker["rss"]) if alive else "",
-        str(worker["replaced"]),
-    ]
-
-
 def print_sessions(console: Console, answer: Mapping[str, Any]) -> None:
     """The answer to ``sessions``: a line each, in the order in which they came."""
     if not answer["sessions"]:
@@ -541,18 +456,3 @@ def print_access(console: Console, answer: Mapping[str, Any]) -> None:
             words = (unit["target"], str(unit["lun"]), str(group["tag"]), group["state"], preferred, group["set_by"])
             table.add_row(*map(Text, words))
     console.print(table)
-
-
-def printable(text: str) -> str:
-    """What an initiator said of itself, with nothing in it that would steer a terminal."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds for people: 3725 is "1h 2m"; no more than two units."""
-    whole = int(seconds)
-    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
-    parts: list[tuple[int, str]] = [(days, "d"), (hours, "h"), (minutes, "m"), (whole % 60, "s")]
-    while len(parts) > 1 and parts[0][0] == 0:
-        parts.pop(0)
-    return " ".join(f"{amount}{unit}" for amount, unit in parts[:2])

@@ -1,9 +1,10 @@
 """What the administrator may change while the server runs, over the control socket: ``reload`` and ``lun``.
 
 ``reload`` makes the server what its configuration says now. ``lun`` takes ``{"verb", "target", "lun"}`` and, by verb,
-``"force"`` (eject) or ``"size"`` in bytes (resize; without it the size of the medium is looked up). Both answer when it
-is done, everywhere: ``{"ok": true, "rows": [[what, how], ...]}``, or ``"problems"``, a list, with which nothing has
-changed.
+``"force"`` (eject), ``"size"`` in bytes (resize; without it the size of the medium is looked up) and ``"shrink"``, or
+``"action"`` (snapshot: create, apply, delete or list) and ``"name"``. Both answer when it is done, everywhere: ``{"ok":
+true, "rows": [[what, how], ...]}``, or ``"problems"``, a list, with which nothing has changed. ``snapshot`` adds
+``"snapshots"``, all that there are then.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from iscsid.daemon.control import Client, Control
-from iscsid.daemon.reloader import Answer, Refused, lun_of
+from iscsid.daemon.plans import Refused, lun_of
+from iscsid.daemon.reloader import Answer
 from iscsid.errors import ScsiError
 from iscsid.scsi.sense import Reason
 from iscsid.shared.rules import MediumChange
@@ -22,8 +24,16 @@ if TYPE_CHECKING:
     from iscsid.daemon.supervisor import Supervisor
 
 PATIENCE: Final = 180.0  # seconds that a client may wait: for those before it, for media, and for sessions to end
-KEYS: Final = {"eject": {"force"}, "load": {"force"}, "resize": {"size"}}
+KEYS: Final = {
+    "eject": {"force"},
+    "load": {"force"},
+    "resize": {"size", "shrink"},
+    "snapshot": {"action", "name"},
+}
 """The verbs, and the keys that each may have beside "target" and "lun"."""
+
+ACTIONS: Final = ("list", "create", "apply", "delete")
+"""What can be done with snapshots; all but "list" need a name."""
 
 _WORDS: Final = {
     Reason.INVALID_FIELD_IN_CDB: "its medium is not removable (removable = true in the configuration)",
@@ -55,8 +65,12 @@ class Administration:
             return _refusal(str(error))
         client.deadline = now + PATIENCE
         done = partial(_answer, control, client)
+        reloader = self._server.reloader
         if verb == "resize":
-            self._server.reloader.reopen(target, lun, request.get("size"), done, now)
+            reloader.reopen(target, lun, done, now, request.get("size"), bool(request.get("shrink")))
+            return None
+        if verb == "snapshot":
+            reloader.snapshot(target, lun, request["action"], request.get("name", ""), done, now)
             return None
         what = f"target {target} lun {lun}"
         change = MediumChange(verb == "load", bool(request.get("force")))
@@ -92,17 +106,28 @@ class Administration:
             raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
         if not isinstance(target, str) or type(lun) is not int:
             raise ValueError("target must be a name, and lun a number")
-        if type(request.get("force", False)) is not bool:
-            raise ValueError("force must be true or false")
+        for key in ("force", "shrink"):
+            if type(request.get(key, False)) is not bool:
+                raise ValueError(f"{key} must be true or false")
+        if verb == "snapshot":
+            _check_snapshot(request)
         size = request.get("size")
         if size is not None and (type(size) is not int or size <= 0):
             raise ValueError(f"size must be a number of bytes, not {size!r}")
         return verb, target.lower(), lun
 
 
+def _check_snapshot(request: Mapping[str, Any]) -> None:
+    action, name = request.get("action"), request.get("name")
+    if action not in ACTIONS:
+        raise ValueError(f"action must be one of {', '.join(ACTIONS)}, not {action!r}")
+    if (action == "list") != (name is None) or not isinstance(name, str | None) or name == "":
+        raise ValueError("name must be that of a snapshot, with create, apply and delete, and only with these")
+
+
 def _answer(control: Control, client: Client, answer: Answer) -> None:
     rows = [list(row) for row in answer.rows]
-    control.answer(client, {"ok": True, "rows": rows, "problems": list(answer.problems)})
+    control.answer(client, {"ok": True, "rows": rows, "problems": list(answer.problems), **answer.facts})
 
 
 def _refusal(reason: str) -> dict[str, Any]:

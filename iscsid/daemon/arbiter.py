@@ -131,6 +131,11 @@ class Arbiter:
         self._asked[number] = done
         self._act(self.authority.change_medium(number, unit, change, now), now)
 
+    def sanitizing(self, unit: str) -> bool:
+        """Whether a SANITIZE of ``unit`` is under way."""
+        state = self.authority.state(unit).sanitize
+        return state is not None and not state.failed
+
     def admit(self, places: Mapping[str, Place], now: float) -> None:
         """Units come, with the reservations that were kept of them. Raises StartError, with none of them there."""
         try:

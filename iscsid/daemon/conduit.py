@@ -15,6 +15,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from iscsid.daemon.errands import Errands
 from iscsid.daemon.sanitizer import Sanitizer
 from iscsid.errors import ScsiError
 from iscsid.scsi import ports, reservation, sanitize
@@ -67,6 +68,7 @@ class Conduit:
         sessions: the engines of the sessions that are open now.
         send: sends a message to the supervisor.
         submit: the pool.
+        errands: what uses devices beside the sessions.
     """
 
     def __init__(
@@ -75,11 +77,12 @@ class Conduit:
         sessions: Callable[[], Iterable[Engine]],
         send: Callable[[Message], None],
         submit: Submit,
+        errands: Errands,
     ) -> None:
         self._units = {serial: list(here) for serial, here in units.items()}
         self._sessions = sessions
         self._send = send
-        self._submit = submit
+        self._errands = errands
         self._asks: dict[int, Done] = {}  # bounded by the windows and limits of the sessions that ask
         self._numbers = count(1)
         self._sanitizer = Sanitizer(submit, self._sanitize_over)
@@ -174,7 +177,7 @@ class Conduit:
 
         for unit in uncached:
             left += 1
-            self._submit(partial(_flush, unit), partial(_flushed, unit, failures, stopped))
+            self._errands.submit(unit.device, partial(_flush, unit), partial(_flushed, unit, failures, stopped))
         for engine in list(self._sessions()):
             for unit in units:
                 left += 1
@@ -188,7 +191,7 @@ class Conduit:
             return
         unit, *others = units
         told = partial(_flushed, unit, failures, lambda: self._part(others, failures, then))
-        self._submit(partial(_flush, unit), told)
+        self._errands.submit(unit.device, partial(_flush, unit), told)
 
 
 def _medium_goes(units: Sequence[LogicalUnit], plain: Mapping[str, Any]) -> ScsiError | None:

@@ -69,6 +69,14 @@ class Media:
         options = old.plugins.resize(lun.backend, old.options, lun.options["size"])
         return Prepared(target, lun, options, old.layers, old.plugins)
 
+    def sized(self, target: str, lun: LunSpec) -> Prepared:
+        """The LUN as it is prepared, to be opened when a worker has given its medium the size that ``lun`` has."""
+        old = self._luns[target, lun.lun]
+        options = dict(old.options)
+        if "size" in lun.options:
+            options["size"] = lun.options["size"]
+        return Prepared(target, lun, options, old.layers, old.plugins)
+
     def again(self, target: str, lun: int) -> Prepared:
         """The LUN as it is prepared now."""
         return self._luns[target, lun]

@@ -6,13 +6,13 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from iscsid.block.device import Device, Support
-from iscsid.block.guard import Guarded
+from iscsid.block.guard import Guarded, Transfer
 from iscsid.daemon.access import port_groups
 from iscsid.daemon.boot import WorkerBoot
 from iscsid.daemon.gate import Gate, GateError
@@ -50,10 +50,11 @@ class Nodes:
             self.gate = Gate(boot.spec, boot.plugins)
         except GateError as error:
             raise NodeError(str(error)) from error
+        boot.plugins.condition = threading.Condition
         self.by_name: dict[str, TargetNode] = {}
         self._locks: dict[Guarded, RangeLock] = {}
         self.boot = boot
-        self._slow: list[tuple[Guarded, Callable[[memoryview, int], None]]] = []
+        self._slow: list[tuple[Guarded, Transfer]] = []
         self._slow_until = 0.0
         self.held: frozenset[LogicalUnit] = frozenset()  # whose devices are about to be closed, or are
         self._ledger = None if boot.figures is None else Ledger(boot.figures, boot.index)
@@ -69,7 +70,8 @@ class Nodes:
     def find(self, designation: Designation, nexus: NexusId) -> Party | None:
         """Return the unit with a designation of VPD page 83h, and the nexus to it of the initiator port in ``nexus``.
 
-        Only on targets that it could log in to, and not while it is held: BUSY. That of its session comes first: a medium may be a LUN of several.
+        Only on targets that it could log in to, and none that is held: BUSY. That of its session comes first: a medium
+        may be a LUN of several.
         """
         for node in sorted(self.by_name.values(), key=lambda node: node.name != nexus.target):
             if not self.gate.may_reach(nexus, node.name):
@@ -93,6 +95,7 @@ class Nodes:
         """Open what is to be there by ``revision``, for which the descriptors in ``received`` came; nothing is seen of
         it yet. May wait for media, and runs beside the loop. Raises NodeError, with nothing left open but those."""
         plugins = self.boot.plugins if revision.plugins is None else load(*revision.plugins)
+        plugins.condition = threading.Condition
         prepared = {**self.boot.prepared, **revision.prepared}
         layers = {**self.boot.layers, **revision.layers}
         boot = replace(
@@ -372,6 +375,7 @@ def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: dict[G
         guarded = Guarded(device, block_size=lun.block_size, readonly=lun.readonly)
         if guarded.size >> 64:
             raise BlockError(Fault.INVALID, "larger than an initiator can address")
+        guarded.label = f"{target.name} LUN {lun.lun}"
         if guarded.serialised:
             guarded.lock = threading.Lock()
         name = f"{target.name},L,0x{lun.lun:016x}"

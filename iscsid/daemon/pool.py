@@ -25,9 +25,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from iscsid.block.guard import Guarded
+from iscsid.block.health import READ, WRITE
 from iscsid.block.turn import Later, Turn, current
 from iscsid.errors import BlockError, Fault, ScsiError
 from iscsid.scsi.sense import Reason
@@ -43,13 +44,22 @@ JOIN_SECONDS = 1.0
 class _Lane:
     """The calls of one device: how many are on their way to it or in it, those that wait, and those that hang."""
 
-    __slots__ = ("hung", "hung_writes", "running", "waiting")
+    __slots__ = ("hung", "hung_since", "hung_writes", "running", "waiting")
 
     def __init__(self) -> None:
         self.running = 0
         self.waiting: deque[_Call] = deque()
         self.hung = 0
+        self.hung_since = 0.0  # when the oldest of them began, and after it has come back still
         self.hung_writes = 0
+
+
+class Stuck(NamedTuple):
+    """How many calls of a device were given up and have not come back, how many wait for it, and since when."""
+
+    hung: int
+    waiting: int
+    since: float
 
 
 class _Call:
@@ -118,6 +128,19 @@ class Pool:
         else:
             self._enter(call)
 
+    def hangs(self, device: Guarded) -> bool:
+        """Whether a call that was given up is in the device still."""
+        lane = self._lanes.get(device)
+        return lane is not None and bool(lane.hung)
+
+    def stuck(self) -> dict[Guarded, Stuck]:
+        """The devices that hang."""
+        return {
+            device: Stuck(lane.hung, len(lane.waiting), lane.hung_since)
+            for device, lane in self._lanes.items()
+            if lane.hung
+        }
+
     def collect(self) -> None:
         """Report what has finished."""
         try:
@@ -153,7 +176,9 @@ class Pool:
 
     def _give_up(self, call: _Call, device: DeviceCall, lane: _Lane, seconds: float) -> None:
         if not lane.hung:
-            log.error("a call hangs in a device since %.0f seconds; it is answered without its result", seconds)
+            words = "%s: a call hangs in the device since %.0f seconds; it is answered without its result"
+            log.error(words, device.device.label, seconds)
+            lane.hung_since = call.began
         self.hung += 1
         call.hung = True
         lane.hung += 1
@@ -183,7 +208,8 @@ class Pool:
             lane.hung -= 1
             lane.hung_writes -= device.writes
             if not lane.hung:
-                log.warning("the device answers again; what a write did that was given up is unknown")
+                words = "%s: the device answers again; what a write did that was given up is unknown"
+                log.warning(words, device.device.label)
 
     def _report(self, call: _Call, result: Any, error: Exception | None) -> None:
         self.outstanding -= 1
@@ -292,6 +318,8 @@ class Pool:
         except BaseException as exc:  # sys.exit() in a plugin ends no thread of ours
             error = BlockError(Fault.INTERNAL, f"the device raised {type(exc).__name__}")
             error.__cause__ = exc
+            if call.device is not None:
+                call.device.device.health.note(WRITE if call.device.writes else READ, error)
         if lane is not None:
             self._leave(lane)
         self._finish(call, result, error)

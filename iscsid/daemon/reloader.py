@@ -1,32 +1,39 @@
-"""Changes of a running server: another configuration, and media that are reopened or resized, one change at a time.
+"""Changes of a running server: another configuration, and media that are reopened, resized or otherwise worked on, one
+change at a time.
 
 Everything that may fail comes first: the configuration is read and checked, its media are prepared, and every worker
 opens them, unseen. When one of these fails, all of it is undone and nothing has changed. Only then initiators see it
 (``Commit``), and what has gone is released when every worker has closed it. A worker that dies meanwhile counts as one
 that has answered: its successor is forked with what is in force then.
+
+A medium that cannot be open twice, and one that is to be cut, goes another way: first every worker that has it lets its
+commands wait and closes it (``Hold``), then one of them works on it (``Work``), and then it is opened as above. What
+fails on this way is undone by opening it again as it was.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from iscsid.block.device import Sharing
-from iscsid.daemon import arbiter, placement
+from iscsid.daemon import arbiter, plans
 from iscsid.daemon.changes import Changes, Kind, LunChange, diff
 from iscsid.daemon.children import Child
 from iscsid.daemon.errors import StartError
 from iscsid.daemon.media import FAILURES, Prepared
-from iscsid.daemon.revision import Revision, write
+from iscsid.daemon.plans import Refused, Task, lun_of
+from iscsid.daemon.revision import Key, Revision, write
 from iscsid.errors import ConfigError, IscsidError
+from iscsid.plugin import resizing
 from iscsid.plugin.manager import Plugins
-from iscsid.shared.messages import Commit, Lend, Revise, Revised, Undo
-from iscsid.specs import LunSpec, ServerSpec, TargetSpec
+from iscsid.shared.messages import Commit, Held, Hold, Lend, Revise, Revised, Undo, Work, Worked
+from iscsid.specs import LunSpec, ServerSpec
 
 if TYPE_CHECKING:
     from iscsid.daemon.supervisor import Supervisor
@@ -34,6 +41,10 @@ if TYPE_CHECKING:
 OPEN_SECONDS: Final = 30.0  # what opening may take; then nothing changes
 CLOSE_SECONDS: Final = 60.0  # what ending and closing may take; then the worker is killed
 MAX_WAITING: Final = 16  # changes that wait for their turn
+HOLD_BATCH: Final = 256  # LUNs in one message
+
+_LATE: Final = {"open": "opened", "work": "done", "hold": "ended and closed"}  # the last step that has begun first
+_DONE: Final = {"create": "created", "apply": "applied", "delete": "deleted"}
 
 log = logging.getLogger(__name__)
 
@@ -42,36 +53,55 @@ Reread = Callable[[], tuple[ServerSpec, Plugins]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a change: ``rows`` for people ([what, how]), and ``problems``, with which nothing has changed."""
+    """What became of a change: ``rows`` for people ([what, how]), and ``problems``, with which nothing has changed.
+
+    ``facts`` are what work on a medium has answered.
+    """
 
     rows: tuple[tuple[str, str], ...] = ()
     problems: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 Done = Callable[[Answer], None]
 
 
-class Refused(IscsidError):
-    """A change that cannot be made; the message is for the administrator."""
-
-
 @dataclass(eq=False, slots=True)
 class _Change:
-    """The one that is under way. ``waits`` are the workers that have not answered, ``told`` those that are asked."""
+    """The one that is under way. ``waits`` counts the answers that workers owe, ``told`` are those that know of it.
+
+    ``works`` are done while ``held`` LUNs are closed; ``aside``: they do not change anything, and nothing is held.
+    ``other``: there are other data on the LUNs then. ``working`` are the workers at it.
+    """
 
     number: int
     changes: Changes
     plugins: Plugins
     done: Done
-    deadline: float
+    works: list[Task] = field(default_factory=list)
+    aside: bool = False
+    other: bool = False
+    rows: tuple[tuple[str, str], ...] | None = None
+    deadline: float = 0.0
+    steps: deque[str] = field(default_factory=deque)  # that are to come
+    begun: set[str] = field(default_factory=set)
+    held: list[Key] = field(default_factory=list)
     prepared: list[Prepared] = field(default_factory=list)
     fresh: list[Prepared] = field(default_factory=list)  # of those, what is to be undone when it does not happen
     owners: dict[str, int] = field(default_factory=dict)
     revision: Revision | None = None
-    waits: set[Child] = field(default_factory=set)
+    waits: Counter[Child] = field(default_factory=Counter)
     told: set[Child] = field(default_factory=set)
+    working: set[Child] = field(default_factory=set)
+    worked: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
     committed: bool = False
     gone: list[Prepared] = field(default_factory=list)
+
+    def answered(self, child: Child) -> None:
+        """A worker owes one answer less."""
+        self.waits[child] -= 1
+        self.waits = +self.waits
 
 
 class Reloader:
@@ -90,9 +120,14 @@ class Reloader:
         """Read the configuration again and do what it says; ``done`` is called when that is so, or with problems."""
         self._queue(partial(self._reload, done), done, now)
 
-    def reopen(self, target: str, lun: int, size: int | None, done: Done, now: float) -> None:
-        """Give a LUN ``size`` bytes; None: whatever its medium has now. Its sessions go on."""
-        self._queue(partial(self._reopen, target, lun, size, done), done, now)
+    def reopen(self, target: str, lun: int, done: Done, now: float, size: int | None = None, cut: bool = False) -> None:
+        """Give a LUN ``size`` bytes; None: whatever its medium has now. Its sessions go on. Only with ``cut`` it may
+        become smaller, and loses what is behind."""
+        self._queue(partial(self._reopen, target, lun, size, cut, done), done, now)
+
+    def snapshot(self, target: str, lun: int, action: str, name: str, done: Done, now: float) -> None:
+        """Create, apply, delete or list snapshots of a LUN, by the verb "snapshot" of its back end."""
+        self._queue(partial(self._snapshot, target, lun, action, name, done), done, now)
 
     def look(self, serial: str, done: Done, now: float) -> None:
         """Reopen a unit, wherever it is a LUN, if its medium may be opened twice: there may be another one now."""
@@ -121,50 +156,78 @@ class Reloader:
         except IscsidError as error:
             done(Answer(problems=(str(error),)))
             return
-        self._begin(diff(self._server.spec, spec), plugins, done, now)
+        self._begin(self._change(diff(self._server.spec, spec), plugins, done), now)
 
-    def _reopen(self, target: str, lun: int, size: int | None, done: Done, now: float) -> None:
+    def _reopen(self, target: str, lun: int, size: int | None, cut: bool, done: Done, now: float) -> None:
         server = self._server
         try:
             old = lun_of(server.spec, target, lun)
+            if size is None:
+                change = self._change(self._again(old.serial, Kind.RELOADED), server.plugins, done)
+            elif plans.may_be_resized_in_use(server.plugins, old) and not cut:
+                change = self._change(diff(server.spec, plans.resized(server.spec, old.serial, size)), None, done)
+            else:
+                new = server.spec
+                if plans.has_size(server.plugins, old):
+                    new = plans.resized(new, old.serial, size)
+                if not resizing.can(server.plugins, old.backend):
+                    raise Refused(str(resizing.cannot(old.backend)))
+                changes = self._again(old.serial, Kind.RESIZED, new)
+                work = Task(target.lower(), lun, resizing.VERB, {"size": size, "shrink": cut})
+                change = self._change(changes, None, done, works=[work])
         except Refused as error:
             done(Answer(problems=(str(error),)))
             return
-        if size is not None:
-            self._begin(diff(server.spec, resized(server.spec, old.serial, size)), server.plugins, done, now)
-            return
-        self._reopen_all(old.serial, done, now)
+        self._begin(change, now)
 
-    def _reopen_all(self, serial: str, done: Done, now: float) -> None:
-        spec = self._server.spec
-        changes = tuple(
-            LunChange(target.name, Kind.RELOADED, lun, lun)
-            for target in spec.targets
-            for lun in target.luns
-            if lun.serial == serial
-        )
-        self._begin(Changes(spec, luns=changes), self._server.plugins, done, now)
+    def _snapshot(self, target: str, lun: int, action: str, name: str, done: Done, now: float) -> None:
+        server = self._server
+        what = f"target {target.lower()} lun {lun}"
+        try:
+            old = lun_of(server.spec, target, lun)
+            if not resizing.has_verb(server.plugins, old.backend, "snapshot"):
+                raise Refused(f"{what}: the back end {old.backend} has no snapshots")
+        except Refused as error:
+            done(Answer(problems=(str(error),)))
+            return
+        aside = action == "list"
+        changes = Changes(server.spec) if aside else self._again(old.serial, Kind.RELOADED)
+        arguments = {"action": action} if aside else {"action": action, "name": name}
+        work = Task(target.lower(), lun, "snapshot", arguments)
+        rows = () if aside else ((what, f"snapshot {name} {_DONE[action]}"),)
+        change = self._change(changes, None, done, works=[work], rows=rows)
+        change.aside, change.other = aside, action == "apply"
+        self._begin(change, now)
 
     def _look(self, serial: str, done: Done, now: float) -> None:
-        spec, plugins = self._server.spec, self._server.plugins
-        luns = [lun for target in spec.targets for lun in target.luns if lun.serial == serial]
-        if any(self._exclusive(plugins, lun) for lun in luns):
-            done(Answer())
-        else:
-            self._reopen_all(serial, done, now)
+        self._begin(self._change(self._again(serial, Kind.RELOADED), None, done), now)
+
+    def _again(self, serial: str, kind: Kind, new: ServerSpec | None = None) -> Changes:
+        """The unit with this serial number, wherever it is a LUN, is another; the spec is ``new``, if it is."""
+        old, new = self._server.spec, new or self._server.spec
+        pairs = [
+            (target.name, was, will)
+            for target, after in zip(old.targets, new.targets, strict=True)
+            for was, will in zip(target.luns, after.luns, strict=True)
+        ]
+        return Changes(
+            new, luns=tuple(LunChange(name, kind, *pair) for name, *pair in pairs if pair[0].serial == serial)
+        )
+
+    def _change(self, changes: Changes, plugins: Plugins | None, done: Done, **how: Any) -> _Change:
+        self._number += 1
+        return _Change(self._number, changes, plugins or self._server.plugins, done, **how)
 
     # -- before anybody sees it --------------------------------------------------------------------------------------
 
-    def _begin(self, changes: Changes, plugins: Plugins, done: Done, now: float) -> None:
-        if not changes:
-            done(Answer(tuple((what, how) for what, how in changes.rows())))
+    def _begin(self, change: _Change, now: float) -> None:
+        if not change.changes and not change.works:
+            change.done(Answer(tuple((what, how) for what, how in change.changes.rows())))
             return
-        self._number += 1
-        change = self._current = _Change(self._number, changes, plugins, done, now + OPEN_SECONDS)
+        self._current = change
         try:
             self._prepare(change)
-            self._send_all(change)
-        except (Refused, StartError, ValueError, OSError) as error:
+        except (Refused, OSError) as error:
             self._fail(change, str(error), now)
             return
         self._advance(now)
@@ -173,6 +236,9 @@ class Reloader:
         """What is done once for all workers. Raises Refused."""
         server = self._server
         change.owners = self._owners(change)
+        self._must_not_sanitize(change)
+        change.held = plans.held(server.plugins, change.changes, everything=bool(change.works))
+        change.works = change.works or plans.resizes(change.changes, change.held)
         for lun in change.changes.luns:
             if lun.new is None:
                 continue
@@ -183,28 +249,20 @@ class Reloader:
             change.prepared.append(made)
         units = [lun.serial for target in change.changes.spec.targets for lun in target.luns]
         server.figures.add(units)
-        keys = [(made.target, made.lun.lun) for made in change.prepared]
-        arguments = change.plugins.arguments
-        change.revision = Revision(
-            change.number,
-            server.bound(change.changes.spec),
-            {key: made.options for key, made in zip(keys, change.prepared, strict=True)},
-            {key: made.layers for key, made in zip(keys, change.prepared, strict=True)},
-            frozenset((lun.target, lun.lun) for lun in change.changes.luns if lun.stays),
-            change.owners,
-            None if arguments is None or arguments == server.plugins.arguments else arguments,
-            server.figures.columns,
-        )
+        steps = (("hold", bool(change.held)), ("work", bool(change.works)), ("open", not change.aside))
+        change.steps.extend(step for step, wanted in steps if wanted)
+
+    def _must_not_sanitize(self, change: _Change) -> None:
+        for lun in change.changes.luns:
+            if lun.old is not None and self._server.arbiter.sanitizing(lun.old.serial):
+                raise Refused(f"target {lun.target}, lun {lun.lun}: a SANITIZE is under way")
 
     def _made(self, change: _Change, lun: LunChange, new: LunSpec) -> Prepared:
         media = self._server.media
-        if lun.stays and self._exclusive(change.plugins, new):
-            raise Refused(f"target {lun.target}, lun {lun.lun}: one process has its medium, and cannot have it twice")
-        if _medium(new) in self._given_up(change):
-            what = "one process has its medium, which a reload cannot pass on; it needs a restart"
-            raise Refused(f"target {lun.target}, lun {lun.lun}: {what}")
         if lun.kind is Kind.RESIZED:
-            return media.resize(lun.target, new)
+            if (lun.target, lun.lun) not in change.held:
+                return media.resize(lun.target, new)
+            return media.sized(lun.target, new)
         if lun.kind is Kind.RELOADED and "path" not in new.options:
             return media.again(lun.target, lun.lun)
         try:
@@ -216,21 +274,6 @@ class Reloader:
         change.fresh.append(made)
         return made
 
-    def _given_up(self, change: _Change) -> list[object]:
-        """The media that one process has to itself and that their LUNs are without afterwards.
-
-        The new LUN is opened before the old one is closed. A layer of the old one (a write-back cache) may have data
-        by then that is not on the medium yet, and nothing but the configuration tells that it is the same medium.
-        """
-        plugins = self._server.plugins
-        old = [lun.old for lun in change.changes.luns if lun.old is not None and not lun.stays]
-        return [_medium(lun) for lun in old if self._exclusive(plugins, lun)]
-
-    @staticmethod
-    def _exclusive(plugins: Plugins, lun: LunSpec) -> bool:
-        sharing = plugins.sharing(lun.backend, lun.options, [layer.layer for layer in lun.layers])
-        return sharing is not Sharing.SHARED
-
     def _owners(self, change: _Change) -> dict[str, int]:
         """The workers that have a target to themselves, as ``placement.owners`` has it. Raises Refused where a target
         that stays would have another."""
@@ -241,12 +284,7 @@ class Reloader:
         for target in spec.targets:
             if target.name not in touched:
                 continue
-            alone = any(
-                placement.is_exclusive(
-                    lun, change.plugins.sharing(lun.backend, lun.options, [layer.layer for layer in lun.layers])
-                )
-                for lun in target.luns
-            )
+            alone = any(plans.is_exclusive(change.plugins, lun) for lun in target.luns)
             if target.name in change.changes.added:
                 if alone:
                     owners[target.name] = len(owners) % server.count
@@ -255,49 +293,111 @@ class Reloader:
                 raise Refused(f"target {target.name}: a LUN {what}")
         return owners
 
-    def _send_all(self, change: _Change) -> None:
-        for child in self._server.fleet.ready():
-            self._send(change, child)
+    # -- what workers are told ---------------------------------------------------------------------------------------
 
-    def _send(self, change: _Change, child: Child) -> None:
+    def _hold(self, change: _Change) -> None:
+        for child in self._server.fleet.ready():
+            self._send_hold(change, child)
+
+    def _send_hold(self, change: _Change, child: Child) -> None:
+        """Ask one worker to close what is held."""
+        self._owes(change, child)
+        for start in range(0, len(change.held), HOLD_BATCH):
+            keys = json.dumps(change.held[start : start + HOLD_BATCH])
+            self._server.fleet.send(child, Hold(change.number, keys, start + HOLD_BATCH < len(change.held)))
+
+    def _work(self, change: _Change) -> None:
+        """Ask one worker for each work. Raises Refused where there is none."""
+        for work in change.works:
+            owner = self._server.owners.get(work.target)
+            able = [child for child in self._server.fleet.ready() if owner in (None, child.index)]
+            if not able or (change.held and able[0] not in change.told):
+                raise Refused(f"target {work.target}, lun {work.lun}: the worker that has it is about to be replaced")
+            self._owes(change, able[0])
+            change.working.add(able[0])
+            message = Work(change.number, work.target, work.lun, work.verb, json.dumps(work.arguments))
+            self._server.fleet.send(able[0], message)
+
+    def _open(self, change: _Change) -> None:
+        """Ask every worker. Raises ValueError and OSError."""
+        server = self._server
+        keys = [(made.target, made.lun.lun) for made in change.prepared]
+        arguments = change.plugins.arguments
+        change.revision = Revision(
+            change.number,
+            server.bound(change.changes.spec),
+            {key: made.options for key, made in zip(keys, change.prepared, strict=True)},
+            {key: made.layers for key, made in zip(keys, change.prepared, strict=True)},
+            frozenset((lun.target, lun.lun) for lun in change.changes.luns if lun.stays),
+            change.owners,
+            None if arguments is None or arguments == server.plugins.arguments else arguments,
+            server.figures.columns,
+            frozenset(keys if change.other else ()),
+        )
+        for child in server.fleet.ready():
+            self._send_open(change, child)
+
+    def _send_open(self, change: _Change, child: Child) -> None:
         """Ask one worker to open what comes. Raises ValueError and OSError."""
         assert change.revision is not None
         fd, descriptors = write(change.revision)
-        change.told.add(child)
-        change.waits.add(child)
+        self._owes(change, child)
         fleet = self._server.fleet
         for number, descriptor in enumerate(descriptors):
             fleet.send(child, Lend(change.number, number), os.dup(descriptor))
         fleet.send(child, Revise(change.number), fd)
 
+    @staticmethod
+    def _owes(change: _Change, child: Child) -> None:
+        change.told.add(child)
+        change.waits[child] += 1
+
     # -- what workers answer -----------------------------------------------------------------------------------------
 
-    def on_revised(self, child: Child, message: Revised, now: float) -> None:
-        """A worker has opened what comes, or could not, or has closed what goes."""
+    def on_answer(self, child: Child, message: Held | Worked | Revised, now: float) -> None:
+        """A worker has closed what waits, has done its work, has opened what comes, or could not; or it has closed what
+        goes."""
         change = self._current
-        if change is None or message.revision != change.number or message.done != change.committed:
+        done = isinstance(message, Revised) and message.done
+        if change is None or message.revision != change.number or done != change.committed:
             return
+        if isinstance(message, Worked):
+            change.working.discard(child)
         if message.error:
             self._fail(change, message.error, now)
             return
-        change.waits.discard(child)
+        if isinstance(message, Worked):
+            change.worked = True
+            change.facts.update(json.loads(message.answer))
+        change.answered(child)
         self._advance(now)
 
     def on_ready(self, child: Child, now: float) -> None:
         """A worker is there that was forked before the change is in force: it is asked as well."""
         change = self._current
-        if change is not None and not change.committed and change.revision is not None:
-            try:
-                self._send(change, child)
-            except (ValueError, OSError) as error:
-                self._fail(change, str(error), now)
+        if change is None or change.committed:
+            return
+        try:
+            if "hold" in change.begun:
+                self._send_hold(change, child)
+            if "open" in change.begun:
+                self._send_open(change, child)
+        except (ValueError, OSError) as error:
+            self._fail(change, str(error), now)
 
     def on_death(self, child: Child, now: float) -> None:
         """A worker is reaped."""
-        if self._current is not None:
-            self._current.waits.discard(child)
-            self._current.told.discard(child)
-            self._advance(now)
+        change = self._current
+        if change is None:
+            return
+        del change.waits[child]
+        change.told.discard(child)
+        if child in change.working:
+            change.working.discard(child)
+            lost = f"worker {child.index} died at it: it may have been done or not"
+            self._fail(change, lost, now)
+            return
+        self._advance(now)
 
     def deadline(self) -> float | None:
         """When :meth:`expire` has something to do."""
@@ -310,7 +410,8 @@ class Reloader:
             return
         late = ", ".join(f"worker {child.index}" for child in change.waits)
         if not change.committed:
-            self._fail(change, f"not opened within {OPEN_SECONDS:g} seconds: {late}", now)
+            what = next(words for step, words in _LATE.items() if step in change.begun)
+            self._fail(change, f"not {what} within {OPEN_SECONDS:g} seconds: {late}", now)
             return
         change.deadline = now + CLOSE_SECONDS
         for child in change.waits:
@@ -318,16 +419,23 @@ class Reloader:
 
     def _advance(self, now: float) -> None:
         change = self._current
-        if change is None or change.waits:
-            return
-        if not change.committed:
+        while change is not None and change is self._current and not change.waits:
             try:
-                self._commit(change, now)
-            except StartError as error:
+                if change.steps:
+                    self._step(change, now)
+                elif change.aside or change.committed:
+                    self._end(change, now)
+                else:
+                    self._must_not_sanitize(change)  # one that began since the change did
+                    self._commit(change, now)
+            except (Refused, StartError, ValueError, OSError) as error:
                 self._fail(change, str(error), now)
-                return
-        if not change.waits:
-            self._end(change, now)
+
+    def _step(self, change: _Change, now: float) -> None:
+        step = change.steps.popleft()
+        change.begun.add(step)
+        change.deadline = now + OPEN_SECONDS
+        {"hold": self._hold, "work": self._work, "open": self._open}[step](change)
 
     def _commit(self, change: _Change, now: float) -> None:
         """Every worker has it open: from here on it is so. Raises StartError, with nothing changed."""
@@ -347,7 +455,7 @@ class Reloader:
         server.owners.update(change.owners)
         change.committed = True
         change.deadline = now + CLOSE_SECONDS
-        change.waits = set(change.told)
+        change.waits = Counter(change.told)
         for child in list(server.fleet):
             if child in change.told:
                 server.fleet.send(child, Commit(change.number))
@@ -356,13 +464,16 @@ class Reloader:
         server.arbiter.settle(places, now)
 
     def _end(self, change: _Change, now: float) -> None:
+        if change.aside:
+            for child in change.told:
+                self._server.fleet.send(child, Undo(change.number))
         for old in change.gone:
             self._server.media.undo(old)
         self._current = None
-        rows = tuple((what, how) for what, how in change.changes.rows())
+        rows = tuple((what, how) for what, how in change.changes.rows()) if change.rows is None else change.rows
         for what, how in rows:
             log.info("%s: %s", what, how)
-        change.done(Answer(rows))
+        change.done(Answer(rows, facts=change.facts))
         self._next(now)
 
     def _fail(self, change: _Change, reason: str, now: float) -> None:
@@ -372,35 +483,10 @@ class Reloader:
         for made in change.fresh:
             self._server.media.undo(made)
         self._current = None
-        log.error("nothing has changed: %s", reason)
+        if change.worked and not change.aside:
+            log.error("what is done to the medium stays, and nothing else has changed: %s", reason)
+            reason = f"{reason}; but what was asked for is done to the medium"
+        else:
+            log.error("nothing has changed: %s", reason)
         change.done(Answer(problems=(reason,)))
         self._next(now)
-
-
-def lun_of(spec: ServerSpec, target: str, lun: int) -> LunSpec:
-    """The LUN that the administrator means. Raises Refused."""
-    for found in spec.targets:
-        if found.name == target.lower():
-            for each in found.luns:
-                if each.lun == lun:
-                    return each
-            numbers = ", ".join(str(each.lun) for each in found.luns) or "none"
-            raise Refused(f"{target} has no LUN {lun}; it has {numbers}")
-    raise Refused(f"there is no target {target}")
-
-
-def resized(spec: ServerSpec, serial: str, size: int) -> ServerSpec:
-    """``spec`` with ``size`` bytes for the unit of this serial number, wherever it is a LUN."""
-
-    def changed(target: TargetSpec) -> TargetSpec:
-        luns = (
-            replace(lun, options={**lun.options, "size": size}) if lun.serial == serial else lun for lun in target.luns
-        )
-        return replace(target, luns=tuple(luns))
-
-    return replace(spec, targets=tuple(map(changed, spec.targets)))
-
-
-def _medium(lun: LunSpec) -> object:
-    """Equal for two LUNs with one medium, whatever else their options say."""
-    return lun.backend, lun.options.get("path", {**lun.options, "size": None})

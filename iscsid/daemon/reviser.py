@@ -1,52 +1,55 @@
 """Another configuration in a worker that is running: opened unseen, then shown, and what has gone is closed.
 
 The supervisor says when. Nothing that initiators see changes before every worker has opened what comes (``Revise``),
-and when one cannot, all of them close it again (``Undo``). At ``Commit`` the sessions of a target see other units
-between two commands; a session whose target has gone, or that would not be let in any more, ends, and no other does.
-Devices that nobody is to use any more are flushed and closed when the last command that uses them has ended.
+and when one cannot, all of them close it again (``Undo``). Media that cannot be open twice are closed before, while
+their commands wait (``Hold``, see ``holder``), and may be worked on meanwhile (``Work``). At ``Commit`` the sessions of
+a target see other units between two commands; a session whose target has gone, or that would not be let in any more,
+ends, and no other does. Devices that nobody is to use any more are flushed and closed when the last command that uses
+them has ended.
+
+What the supervisor says is done one after the other. An ``Undo`` does not wait, but for the step that is under way.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
 from iscsid.block.guard import Guarded
 from iscsid.daemon.conduit import Conduit
+from iscsid.daemon.errands import Errands
 from iscsid.daemon.gate import Guest
+from iscsid.daemon.holder import Holder, Sessions
 from iscsid.daemon.link import Link
 from iscsid.daemon.nodes import Committed, Nodes, Staged
+from iscsid.daemon.pool import Pool
 from iscsid.daemon.revision import Key, Revision, read
 from iscsid.daemon.thresholds import Thresholds
+from iscsid.daemon.works import perform
 from iscsid.plugin.descriptors import found_in
-from iscsid.shared.messages import Commit, Lend, Message, Revise, Revised, Undo
+from iscsid.shared.messages import Commit, Held, Hold, Lend, Message, Revise, Revised, Undo, Work, Worked
 from iscsid.specs import ServerSpec
 from iscsid.target.engine import Engine
 from iscsid.target.node import TargetNode
-from iscsid.target.task import Submit
 
 log = logging.getLogger(__name__)
 
-MESSAGES: Final = (Lend, Revise, Commit, Undo)
+MESSAGES: Final = (Lend, Hold, Work, Revise, Commit, Undo)
 LOGOUT_SECONDS: Final = 2.0  # what a session gets to log out by itself when its target goes
 SETTLE_SECONDS: Final = 10.0  # what a command may take that uses a device which is to be closed
 REASON_LIMIT: Final = 2000  # characters of an error
 
 
-class Host(Protocol):
+class Host(Sessions, Protocol):
     """Who has the sessions: the worker."""
-
-    def guests(self) -> Mapping[Link, Guest]:
-        """Every connection, and who is at its other end."""
-
-    def leaving(self) -> Iterable[Engine]:
-        """Sessions that are over, with calls in the pool."""
 
     def revised(self, spec: ServerSpec) -> None:
         """This is the configuration from now on."""
@@ -72,33 +75,43 @@ class Reviser:
         nodes: Nodes,
         conduit: Conduit,
         thresholds: Thresholds,
-        submit: Submit,
+        errands: Errands,
+        pool: Pool,
         send: Callable[[Message], None],
     ) -> None:
         self._host = host
         self._nodes = nodes
         self._conduit = conduit
         self._thresholds = thresholds
-        self._submit = submit
+        self._errands = errands
+        self._submit = pool.submit
         self._send = send
+        self._holder = Holder(host, nodes, conduit, thresholds, errands, pool)
         self._lent: dict[int, dict[int, int]] = {}  # by revision and number
-        self._opening = 0  # the revision whose media are being opened
+        self._number = 0  # the revision that has begun here and is neither committed nor undone
+        self._busy = False  # a step is under way: what comes waits in _queue
+        self._undone = False  # and then all is to be as it was
+        self._queue: deque[tuple[Message, int | None]] = deque()
+        self._keys: list[Key] = []  # that are to be held
         self._staged: Staged | None = None
         self._received: dict[Key, Sequence[int]] = {}  # descriptors that came for what is served now
         self._closing: list[_Closing] = []
 
-    def on_message(self, message: Lend | Revise | Commit | Undo, fd: int | None) -> None:
+    def on_message(self, message: Lend | Hold | Work | Revise | Commit | Undo, fd: int | None) -> None:
         """The supervisor speaks; the descriptor is ours."""
         if isinstance(message, Lend):
             if fd is not None:
                 self._lent.setdefault(message.revision, {})[message.number] = fd
-        elif isinstance(message, Revise):
-            self._revise(message.revision, fd)
-        elif isinstance(message, Commit):
-            if self._staged is not None and self._staged.revision.number == message.revision:
-                self._commit(self._staged)
-        else:
+        elif isinstance(message, Undo):
             self._undo(message.revision)
+        elif self._busy:
+            self._queue.append((message, fd))
+        else:
+            self._do(message, fd)
+
+    def joined(self, engine: Engine) -> None:
+        """A session has begun."""
+        self._holder.joined(engine)
 
     def tick(self, now: float) -> None:
         """Close the sessions that had their time. To be called each second."""
@@ -108,18 +121,57 @@ class Reviser:
                     link.close("the configuration has changed")
                     del closing.links[link]
                     link.engine.calls.when_idle(partial(self._settled, closing))
+        if not self._busy and not self._number:
+            self._busy = self._holder.retry(now, self._free)
 
     def stop(self) -> None:
         """The worker ends, and its calls have: close what is left to be closed."""
-        for closing in self._closing:
-            for (target, lun), device in closing.devices:
-                try:
-                    self._nodes.shut(device)
-                except Exception as error:  # a device of a stranger may raise anything
-                    log.error("%s LUN %d: flush or close failed: %s", target, lun, error)
+        devices = [pair for closing in self._closing for pair in closing.devices]
+        devices += [(key, unit.device) for key, unit in self._staged.units.items()] if self._staged is not None else []
+        for (target, lun), device in devices:
+            try:
+                self._nodes.shut(device)
+            except Exception as error:  # a device of a stranger may raise anything
+                log.error("%s LUN %d: flush or close failed: %s", target, lun, error)
         self._closing.clear()
 
     # --- before anybody sees it -------------------------------------------------------------------------------------
+
+    def _do(self, message: Message, fd: int | None) -> None:
+        """The next step; whoever has to wait for it calls ``_free`` at its end."""
+        if isinstance(message, Hold):
+            self._number = message.revision
+            self._keys += [(target, lun) for target, lun in json.loads(message.luns)]
+            if not message.more:
+                self._busy = True
+                keys, self._keys = self._keys, []
+                self._holder.hold(keys, partial(self._held, message.revision))
+        elif isinstance(message, Work):
+            self._number = message.revision
+            self._busy = True
+            self._submit(partial(perform, self._nodes.boot, message), partial(self._worked, message.revision))
+        elif isinstance(message, Revise):
+            self._number = message.revision
+            self._revise(message.revision, fd)
+        elif self._staged is not None and self._staged.revision.number == getattr(message, "revision", 0):
+            self._commit(self._staged)
+
+    def _free(self) -> None:
+        """A step is over."""
+        self._busy = False
+        if self._undone:
+            self._back()
+        while self._queue and not self._busy:
+            self._do(*self._queue.popleft())
+
+    def _held(self, number: int, problem: str) -> None:
+        self._send(Held(number, problem[:REASON_LIMIT]))
+        self._free()
+
+    def _worked(self, number: int, answer: str | None, error: Exception | None) -> None:
+        problem = "" if error is None else str(error) or type(error).__name__
+        self._send(Worked(number, answer or "", problem[:REASON_LIMIT]))
+        self._free()
 
     def _revise(self, number: int, fd: int | None) -> None:
         lent = self._lent.pop(number, {})
@@ -134,50 +186,70 @@ class Reviser:
             return
         received = {key: found_in((revision.prepared[key], revision.layers.get(key, ()))) for key in revision.prepared}
         self._nodes.learn(revision.columns)
-        self._opening = number
+        self._busy = True
         self._submit(partial(self._nodes.stage, revision, received), partial(self._opened, revision, descriptors))
 
     def _opened(
         self, revision: Revision, descriptors: Sequence[int], staged: Staged | None, error: Exception | None
     ) -> None:
-        wanted = self._opening == revision.number
-        self._opening = 0
         if staged is None:
             _close(descriptors)
-            if wanted:
+            if not self._undone:
                 self._refuse(revision.number, error or ValueError("it cannot be opened"))
-        elif not wanted:
-            self._discard(staged)
         else:
             self._staged = staged
-            self._conduit.stage(staged.units.values())
-            self._send(Revised(revision.number, False))
+            if not self._undone:
+                self._conduit.stage(staged.units.values())
+                self._send(Revised(revision.number, False))
+        self._free()
 
     def _refuse(self, number: int, error: Exception) -> None:
         self._send(Revised(number, False, (str(error) or type(error).__name__)[:REASON_LIMIT]))
 
     def _undo(self, number: int) -> None:
         _close(self._lent.pop(number, {}).values())
-        if self._opening == number:
-            self._opening = 0
+        waiting, self._queue = self._queue, deque()
+        for message, fd in waiting:
+            if getattr(message, "revision", 0) != number:
+                self._queue.append((message, fd))
+            elif fd is not None:
+                _close([fd])
+        if number != self._number:
+            return
+        if self._busy:
+            self._undone = True
+            self._holder.give_up()
+        else:
+            self._back()
+
+    def _back(self) -> None:
+        """Close what was opened, and then have what was held as it was."""
+        self._busy, self._undone, self._number = True, False, 0
+        self._keys.clear()
         staged, self._staged = self._staged, None
         if staged is not None:
             self._conduit.renew(self._nodes.by_serial())
-            self._discard(staged)
+        left = 1
 
-    def _discard(self, staged: Staged) -> None:
-        def closed(_result: object, error: Exception | None) -> None:
+        def closed(_result: object = None, error: Exception | None = None) -> None:
+            nonlocal left
+            left -= 1
             if error is not None:
                 log.error("close failed: %s", error)
+            if not left:
+                self._holder.back(self._free)
 
-        for key, unit in staged.units.items():
-            _close(staged.received[key])
+        for key, unit in staged.units.items() if staged is not None else ():
+            left += 1
+            _close(staged.received[key] if staged is not None else ())
             self._submit(partial(self._nodes.shut, unit.device, flush=False), closed)
+        closed()
 
     # --- when it is seen --------------------------------------------------------------------------------------------
 
     def _commit(self, staged: Staged) -> None:
         self._staged = None
+        self._number = 0
         before = self._nodes.boot
         done = self._nodes.commit(staged)
         units = self._nodes.by_serial()
@@ -190,14 +262,16 @@ class Reviser:
             received = self._received.pop(key, None)
             descriptors += found_in(inherited) if received is None else received
         self._received |= staged.received
-        closing = _Closing(staged.revision.number, done.closing, descriptors, {})
+        devices = [(key, device) for key, device in done.closing if not device.closed]
+        closing = _Closing(staged.revision.number, devices, descriptors, {})
         self._closing.append(closing)
         for link, guest in list(self._host.guests().items()):
             guest.move(self._nodes.gate)
             self._renew(link, guest, done, closing)
-        for engine in list(self._host.leaving()):
+        for engine in list(self._host.leaving()) if devices else ():
             closing.waits += 1
             engine.calls.when_idle(partial(self._settled, closing))
+        self._holder.release()
         self._settled(closing)
 
     def _renew(self, link: Link, guest: Guest, done: Committed, closing: _Closing) -> None:
@@ -215,10 +289,12 @@ class Reviser:
         elif not guest.may_stay(_name(node), engine.connection.parameters.initiator_name):
             link.close("may not use the target any more")
         elif node is not None:
-            self._wait(closing, link, now + SETTLE_SECONDS)
-            settled = partial(self._link_settled, closing, link)
+            settled = _nothing
+            if closing.devices:  # whatever is under way may be in one of them, for a copy reaches all
+                self._wait(closing, link, now + SETTLE_SECONDS)
+                settled = partial(self._link_settled, closing, link)
             if node.name in done.targets or any(unit in node.numbered.values() for unit in done.replaced.values()):
-                engine.renew(done.replaced, settled, luns=node.name in done.targets)
+                engine.renew(done.replaced, settled, luns=node.name in done.targets, other=done.other)
             else:
                 engine.settled(settled)
             link.flush()
@@ -233,11 +309,14 @@ class Reviser:
             self._settled(closing)
 
     def _settled(self, closing: _Closing) -> None:
-        """One less is waited for; after the last, the devices are closed, and then it is done."""
+        """One less is waited for; after the last, and what is done beside the sessions, the devices are closed."""
         closing.waits -= 1
-        if closing.waits:
-            return
-        left = len(closing.devices)
+        if not closing.waits:
+            self._errands.shut([device for _, device in closing.devices], partial(self._shut, closing))
+
+    def _shut(self, closing: _Closing) -> None:
+        devices, closing.devices = closing.devices, []
+        left = len(devices)
 
         def closed(key: Key, _result: object, error: Exception | None) -> None:
             nonlocal left
@@ -245,9 +324,9 @@ class Reviser:
             if error is not None:
                 log.error("%s LUN %d: flush or close failed: %s", *key, error)
             if not left:
+                self._errands.open([device for _, device in devices])
                 self._over(closing)
 
-        devices, closing.devices = closing.devices, []
         for key, device in devices:
             self._submit(partial(self._nodes.shut, device), partial(closed, key))
         if not devices:
@@ -258,6 +337,10 @@ class Reviser:
             self._closing.remove(closing)
         _close(closing.descriptors)
         self._send(Revised(closing.number, True))
+
+
+def _nothing() -> None:
+    """Nobody waits."""
 
 
 def _name(node: TargetNode | None) -> str:

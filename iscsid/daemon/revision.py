@@ -19,8 +19,8 @@ class Revision:
 
     ``spec`` is the whole configuration, with the ports that are bound. ``prepared`` and ``layers`` are those of the
     LUNs to open, see ``boot.WorkerBoot``; of those in ``stays`` the unit is the same as before, of the others it is a
-    new one. ``plugins`` are the arguments of ``plugin.manager.load``, None: the plugins are the same. ``columns`` are
-    where units are in the table of figures.
+    new one; on those in ``other`` are other data than before. ``plugins`` are the arguments of ``plugin.manager.load``,
+    None: the plugins are the same. ``columns`` are where units are in the table of figures.
     """
 
     number: int
@@ -31,6 +31,7 @@ class Revision:
     owners: Mapping[str, int]
     plugins: tuple[Any, Any, Any] | None = None
     columns: Mapping[str, int] = field(default_factory=dict)
+    other: frozenset[Key] = frozenset()
 
 
 def write(revision: Revision) -> tuple[int, list[int]]:

@@ -31,6 +31,7 @@ from iscsid.daemon.control import Control
 from iscsid.daemon.doorman import Caller, DoorLimits, Doorman
 from iscsid.daemon.errors import StartError
 from iscsid.daemon.firstpdu import LoginHint
+from iscsid.daemon.health import Book
 from iscsid.daemon.keeper import Keeper
 from iscsid.daemon.listener import Listener
 from iscsid.daemon.logs import Logs
@@ -44,6 +45,7 @@ from iscsid.shared.figures import FigureTable
 from iscsid.shared.messages import (
     Connect,
     Drop,
+    Held,
     Message,
     Revised,
     SessionClosed,
@@ -51,6 +53,8 @@ from iscsid.shared.messages import (
     SessionInfo,
     SessionOpened,
     Stop,
+    UnitHealth,
+    Worked,
 )
 from iscsid.shared.registry import Limits, Nexus, Registry, Session
 from iscsid.specs import LunSpec, PortalSpec, ServerSpec
@@ -133,6 +137,7 @@ class Supervisor:
         self.phase = Phase.STARTING
         self.registry = Registry(Limits(spec.max_sessions, spec.max_pending_logins, spec.max_pending_logins_per_host))
         self.stats = ProcessStats()
+        self.health = Book()
         self.began = time.monotonic()
         self.listeners: list[Listener] = []
         self._run_worker = run
@@ -269,6 +274,7 @@ class Supervisor:
         self.stats.sample()
         self._logs.prune()
         self.reports.log_refusals()
+        self.health.tick({(target.name, lun.lun) for target in self.spec.targets for lun in target.luns}, now)
         if self.phase is Phase.SERVING:
             self.doorman.retry()  # who waits for a worker that did not come as soon as hoped
             if not self._accepting:
@@ -379,8 +385,10 @@ class Supervisor:
                 self.arbiter.on_session_closed(message.tsih, now)
                 log.debug("session %d is closed: %s", message.tsih, message.reason)
             self.reports.heard_of(message.tsih)
-        elif isinstance(message, Revised):
-            self.reloader.on_revised(child, message, now)
+        elif isinstance(message, UnitHealth):
+            self.health.heard(child.index, message)
+        elif isinstance(message, Held | Worked | Revised):
+            self.reloader.on_answer(child, message, now)
         elif isinstance(message, arbiter.REQUESTS):
             self.arbiter.on_request(child, message, now)
 
@@ -399,6 +407,7 @@ class Supervisor:
         self.arbiter.on_death(child, now)
         self.reloader.on_death(child, now)
         self.stats.forget(child.pid)
+        self.health.died(child.index)
         for session in lost:
             self._tell_session(session, False)
             self.reports.heard_of(session.tsih)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from iscsid.block.device import Space
+from iscsid.daemon.errands import Errands
 from iscsid.scsi.log import threshold_sets
 from iscsid.scsi.lu import LogicalUnit
 from iscsid.scsi.sense import Reason
 from iscsid.scsi.state import Attention
 from iscsid.target.engine import Engine
-from iscsid.target.task import Submit
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +27,15 @@ class Thresholds:
     Args:
         units: its logical units.
         sessions: the engines of the sessions that are open now.
-        submit: the pool.
+        errands: where it asks.
     """
 
-    def __init__(self, units: Iterable[LogicalUnit], sessions: Callable[[], Iterable[Engine]], submit: Submit) -> None:
+    def __init__(
+        self, units: Iterable[LogicalUnit], sessions: Callable[[], Iterable[Engine]], errands: Errands
+    ) -> None:
         self._units = [unit for unit in units if unit.metered]
         self._sessions = sessions
-        self._submit = submit
+        self._errands = errands
         self._asked: set[LogicalUnit] = set()  # whose device has not answered yet
         self._reached: set[LogicalUnit] = set()  # and told; armed again when there is more space
 
@@ -49,7 +51,7 @@ class Thresholds:
                 self._reached.discard(unit)
             elif unit not in self._asked:
                 self._asked.add(unit)
-                self._submit(partial(_space, unit), partial(self._told, unit))
+                self._errands.submit(unit.device, partial(_space, unit), partial(self._told, unit))
 
     def _told(self, unit: LogicalUnit, space: Space | None, error: Exception | None) -> None:
         self._asked.discard(unit)

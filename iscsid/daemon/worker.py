@@ -23,8 +23,10 @@ from iscsid.daemon import reviser
 from iscsid.daemon.boot import ExitCode, WorkerBoot
 from iscsid.daemon.channel import Channel, ChannelFull
 from iscsid.daemon.conduit import Conduit
+from iscsid.daemon.errands import Errands
 from iscsid.daemon.gate import Guest
 from iscsid.daemon.link import READ, Farewell, Held, Link
+from iscsid.daemon.lookout import Lookout
 from iscsid.daemon.nodes import CLOSE_SECONDS, NodeError, Nodes
 from iscsid.daemon.pool import JOIN_SECONDS, Pool
 from iscsid.daemon.thresholds import Thresholds
@@ -107,10 +109,12 @@ class Worker:
         self._farewells: set[Farewell] = set()
         self._leaving: set[Engine] = set()  # closed, with calls in the pool
         self._told: dict[NexusId, frozenset[str]] = {}  # see ``Engine.told``; the nexus that left last is the last
-        self._conduit = Conduit(nodes.by_serial(), self._engines, self._send, self._pool.submit)
+        errands = Errands(self._pool.submit)
+        self._conduit = Conduit(nodes.by_serial(), self._engines, self._send, self._pool.submit, errands)
         units = [unit for units in nodes.by_serial().values() for unit in units]
-        self._thresholds = Thresholds(units, self._engines, self._pool.submit)
-        self._reviser = reviser.Reviser(self, nodes, self._conduit, self._thresholds, self._pool.submit, self._send)
+        self._thresholds = Thresholds(units, self._engines, errands)
+        self._reviser = reviser.Reviser(self, nodes, self._conduit, self._thresholds, errands, self._pool, self._send)
+        self._lookout = Lookout(nodes.by_name.values, self._pool, errands, self._send)
         self._answered: set[Link] = set()  # by the calls that were just collected
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {
@@ -434,6 +438,7 @@ class Worker:
             self._succeed(link, engine)
             if engine.nexus is not None:
                 engine.greet(self._told.pop(engine.nexus, ()))
+                self._reviser.joined(engine)
                 self._nodes.gate.enter(engine.nexus, self._guests[link])
         info = SessionInfo(
             initiator=parameters.initiator_name,
@@ -506,6 +511,7 @@ class Worker:
         self._collect(0)
         self._nodes.tick(now)
         self._thresholds.tick()
+        self._lookout.tick(now)
         self._reviser.tick(now)
         self._channel.flush()
         self._beat(now)

@@ -274,6 +274,6 @@ def request_sense(lu: LogicalUnit, cdb: bytes, nexus: Nexus) -> Plan:
     error = ScsiError(nexus.attentions.pop(0) if nexus.attentions else Reason.NO_SENSE)
     if lu.sanitize is not None and error.reason is Reason.NO_SENSE:
         error = refusal(lu.sanitize, lu.progress.value)
-    elif lu.medium.hindrance is not None and error.reason is Reason.NO_SENSE:
-        error = ScsiError(lu.medium.hindrance)
+    elif lu.hindrance is not None and error.reason is Reason.NO_SENSE:
+        error = ScsiError(lu.hindrance)
     return Reply(build_sense(error, bool(cdb[1] & DESC))[: cdb[4]])

@@ -138,6 +138,32 @@ class Revise:
 
 
 @dataclass(slots=True)
+class Hold:
+    """Let the commands of these LUNs wait, flush and close their devices, and answer Held; ``more`` messages follow.
+
+    ``revision`` is what opens them again, or another device in their place; Undo opens them as they were.
+    """
+
+    revision: int
+    luns: str  # JSON list of [target, LUN]
+    more: bool
+
+
+@dataclass(slots=True)
+class Work:
+    """Do something to the medium of a LUN, which no worker has open if it is to change, and answer Worked.
+
+    ``verb`` is one of its back end's (``iscsid_image``), or "resize", for which its back end may have other means.
+    """
+
+    revision: int
+    target: str
+    lun: int
+    verb: str
+    arguments: str  # JSON object
+
+
+@dataclass(slots=True)
 class Commit:
     """Every worker has opened what ``revision`` adds: let it be seen, close what it removes, and answer Revised."""
 
@@ -285,11 +311,58 @@ class Revised:
 
 
 @dataclass(slots=True)
+class UnitHealth:
+    """How a LUN is in this worker. Sent when that changes; a LUN that nothing was said of is well.
+
+    ``hanging`` calls of its device are over their time, since ``since``, and ``waiting`` others wait for them. The
+    numbers of errors are since the device was opened; ``kind``, ``reason`` and ``at`` are of the last one, "" where
+    there was none, and ``absent`` if it said that the medium, or the way to it, is not there. ``ready`` is false while
+    the device cannot be opened. ``size`` is what the device has instead of the ``promised`` bytes, -1 where nobody has
+    asked. Times are of ``time.monotonic``, which is the same in all processes.
+    """
+
+    target: str
+    lun: int
+    hanging: int = 0
+    waiting: int = 0
+    since: float = 0.0
+    read_errors: int = 0
+    write_errors: int = 0
+    flush_errors: int = 0
+    kind: str = ""
+    reason: str = ""
+    at: float = 0.0
+    absent: bool = False
+    ready: bool = True
+    size: int = -1
+    promised: int = 0
+
+
+@dataclass(slots=True)
+class Held:
+    """The answer to Hold; ``error``, for the operator, tells why the devices could not be closed."""
+
+    revision: int
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Worked:
+    """The answer to Work: a JSON object, or an error for the operator."""
+
+    revision: int
+    answer: str
+    error: str = ""
+
+
+@dataclass(slots=True)
 class Stopped:
     """Every session has ended and every device is flushed and closed; the worker exits next."""
 
 
-ToWorker: TypeAlias = Connect | Drop | Stop | Poll | UpdateUnit | UnitAnswer | Lend | Revise | Commit | Undo
+ToWorker: TypeAlias = (
+    Connect | Drop | Stop | Poll | UpdateUnit | UnitAnswer | Lend | Hold | Work | Revise | Commit | Undo
+)
 ToSupervisor: TypeAlias = (
     Ready
     | BootFailed
@@ -303,6 +376,9 @@ ToSupervisor: TypeAlias = (
     | SanitizeOver
     | UnitApplied
     | Revised
+    | UnitHealth
+    | Held
+    | Worked
     | Stopped
 )
 Message: TypeAlias = ToWorker | ToSupervisor

@@ -32,7 +32,7 @@ from iscsid.target.management import TaskManager
 from iscsid.target.meter import Meter
 from iscsid.target.node import Nexus, Seat, TargetNode
 from iscsid.target.order import NOT_SIMPLE, TaskOrder
-from iscsid.target.task import Authority, HeldTask, Submit, Task, TaskSet
+from iscsid.target.task import Authority, HeldTask, Submit, Task, TaskSet, when_all_ended
 from iscsid.target.textual import TextExchange
 from iscsid.text.codec import Pair
 from iscsid.wire.const import FINAL, READ, WRITE, RejectReason
@@ -208,18 +208,7 @@ class Engine:
 
     def abort_all(self, tasks: Sequence[Task], then: Callable[[], None]) -> None:
         """Abort ``tasks``; call ``then`` when the last one has stopped: a write in the pool is still writing."""
-        left = len(tasks)
-
-        def ended() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                then()
-
-        if not tasks:
-            then()
-        for task in tasks:
-            task.when_ended(ended)
+        when_all_ended(tasks, then)
         # The youngest first: they wait for what the older ones hold, and need not get it any more.
         for task in reversed(tasks):
             self.abort(task)
@@ -278,9 +267,17 @@ class Engine:
         if not self.closed:
             self._answers.fail(command, refusal)
 
-    def renew(self, replaced: Mapping[LogicalUnit, LogicalUnit], then: Callable[[], None], *, luns: bool) -> None:
-        """The node has other units: those of ``replaced`` stand for the same as the ones before, and ``luns`` tells
-        that some have come or gone. Call ``then`` when nothing runs any more on one that has gone or was replaced."""
+    def renew(
+        self,
+        replaced: Mapping[LogicalUnit, LogicalUnit],
+        then: Callable[[], None],
+        *,
+        luns: bool,
+        other: Collection[LogicalUnit] = (),
+    ) -> None:
+        """The node has other units: those of ``replaced`` stand for the same as the ones before, on those in ``other``
+        of them are other data, and ``luns`` tells that some have come or gone. Call ``then`` when nothing runs any more
+        on one that has gone or was replaced."""
         if self.closed:
             self.calls.when_idle(then)
             return
@@ -301,6 +298,8 @@ class Engine:
             if luns:
                 attention.establish(nexus.attentions, Reason.REPORTED_LUNS_DATA_HAS_CHANGED)
         for old, new in replaced.items():
+            if new in nexuses and new in other:
+                attention.establish(nexuses[new].attentions, Reason.MEDIUM_MAY_HAVE_CHANGED)
             if new in nexuses and (old.blocks, old.block_size) != (new.blocks, new.block_size):
                 attention.establish(nexuses[new].attentions, Reason.CAPACITY_DATA_HAS_CHANGED)
         self._withdraw_from(before, {unit for unit, _ in self._seats.values()} | replaced.keys())
@@ -318,18 +317,24 @@ class Engine:
 
     def settled(self, then: Callable[[], None]) -> None:
         """Call ``then`` when what has begun by now has ended."""
-        waits = [task for task in self.tasks if not isinstance(task, HeldTask)]
-        left = len(waits) + 1
+        when_all_ended(self.tasks.begun(), then)
 
-        def ended() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                then()
+    def shut(self, units: Collection[LogicalUnit], then: Callable[[], None]) -> None:
+        """Begin no command to ``units`` until they are opened: they wait, within the command window, and may be
+        aborted. Call ``then`` when what has begun there has ended, and every copy, which may be from or to any unit."""
+        if self.closed:
+            self.calls.when_idle(then)
+            return
+        for unit in {unit for unit, _ in self._seats.values()}.intersection(units):
+            self._order.shut(unit)
+        waits = [task for task in self.tasks.begun() if task.copies or self._unit_of(task.command.lun) in units]
+        when_all_ended(waits, then)
 
-        for task in waits:
-            task.when_ended(ended)
-        ended()
+    def open(self, units: Collection[LogicalUnit]) -> None:
+        """Begin what has waited since ``shut``."""
+        for unit in units:
+            self._order.open(unit)
+        self._order.advance()
 
     @property
     def nexus(self) -> NexusId | None:

@@ -35,14 +35,15 @@ class _Line:
     """The commands of one unit where order counts.
 
     ``waiting`` are held, oldest first. ``firsts`` have begun, and nothing may begin before they have ended: ORDERED and
-    HEAD OF QUEUE commands.
+    HEAD OF QUEUE commands. ``shut``: nothing begins at all, for the medium is being changed.
     """
 
-    __slots__ = ("firsts", "waiting")
+    __slots__ = ("firsts", "shut", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[HeldTask] = deque()
         self.firsts: list[Task] = []
+        self.shut = False
 
 
 class TaskOrder:
@@ -89,8 +90,8 @@ class TaskOrder:
             self._begin(command)
             return
         line = self.lines.setdefault(unit, _Line())
-        if attribute == _HEAD_OF_QUEUE:
-            waits = False
+        if attribute == _HEAD_OF_QUEUE or line.shut:
+            waits = line.shut
         elif attribute == _ORDERED:
             waits = bool(line.waiting) or self._begun(unit)
         else:
@@ -103,14 +104,23 @@ class TaskOrder:
     def advance(self) -> None:
         """Begin what nothing stands before any more. To be called when tasks may have ended and are answered."""
         for unit, line in list(self.lines.items()):
-            while line.waiting and not self._unfinished(line):
+            while line.waiting and not line.shut and not self._unfinished(line):
                 first = line.waiting[0]
                 if first.command.attributes == _ORDERED and self._begun(unit):
                     break
                 self._resume(line, first)
             # Looked up again: the session may have been closed by what has begun.
-            if not line.waiting and not self._unfinished(line) and self.lines.get(unit) is line:
+            if not (line.waiting or line.shut or self._unfinished(line)) and self.lines.get(unit) is line:
                 del self.lines[unit]
+
+    def shut(self, unit: LogicalUnit) -> None:
+        """Let no command to ``unit`` begin any more, whatever its attribute, until it is opened."""
+        self.lines.setdefault(unit, _Line()).shut = True
+
+    def open(self, unit: LogicalUnit) -> None:
+        """Let the commands to ``unit`` begin again. ``advance`` is to be called soon after."""
+        if (line := self.lines.get(unit)) is not None:
+            line.shut = False
 
     def drop(self, task: HeldTask) -> None:
         """A held command is over without having begun."""
@@ -158,7 +168,10 @@ class TaskOrder:
         self._tasks.add(task)
         task.size = size
         self._held += size
-        line.waiting.append(task)
+        if command.attributes == _HEAD_OF_QUEUE:
+            line.waiting.appendleft(task)
+        else:
+            line.waiting.append(task)
 
     def _fits(self, size: int) -> bool:
         """Whether ``size`` bytes more may be held; alone they always may."""

@@ -44,8 +44,22 @@ def test_memory_cannot_be_cut(plugins: Plugins, prepared: dict[str, Any]) -> Non
     """Touching a mapping behind the end of its file kills the process."""
     with pytest.raises(PermissionError):
         os.ftruncate(prepared["memfd"], 4096)
-    with pytest.raises(PluginError, match="cannot be cut"):
+    with pytest.raises(PluginError, match="would be lost"):
         plugins.resize("ram", prepared, 4096)
+
+
+def test_disk_that_is_cut_has_lost_what_was_behind(plugins: Plugins, prepared: dict[str, Any]) -> None:
+    device = Guarded(plugins.open("ram", prepared))
+    size = device.size
+    device.write_now(memoryview(b"x" * size), 0)
+    device.close()
+    cut = plugins.resize("ram", prepared, 4608, shrink=True)
+    device = Guarded(plugins.open("ram", cut))
+    assert device.size == 4608 and bytes(device.view(0, 4608)) == b"x" * 4608
+    device.close()
+    device = Guarded(plugins.open("ram", plugins.resize("ram", cut, size)))
+    assert bytes(device.view(0, size)) == b"x" * 4608 + bytes(size - 4608)
+    device.close()
 
 
 def test_memory_that_grew_has_its_data_and_zeros_behind_it(plugins: Plugins, prepared: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ class Rig:
         self.answers: list[Any] = []
         reloader = SimpleNamespace(
             reload=lambda done, now: self.asked.append(("reload", done)),
-            reopen=lambda target, lun, size, done, now: self.asked.append(("reopen", target, lun, size, done)),
+            reopen=lambda target, lun, done, now, size, cut: self.asked.append(("reopen", target, lun, size, cut)),
+            snapshot=lambda target, lun, *what: self.asked.append(("snapshot", target, lun, *what)),
             look=lambda serial, done, now: self.asked.append(("look", serial, done)),
         )
         arbiter = SimpleNamespace(
@@ -98,7 +99,21 @@ def test_resize_asks_for_the_size() -> None:
     rig = Rig(IN)
     rig.lun(verb="resize", size=1024)
     rig.lun(verb="resize")
-    assert [call[:4] for call in rig.asked] == [("reopen", "disk", 0, 1024), ("reopen", "disk", 0, None)]
+    rig.lun(verb="resize", size=512, shrink=True)
+    found = [call[3:] for call in rig.asked]
+    assert found == [(1024, False), (None, False), (512, True)]
+
+
+def test_snapshot_asks_for_what_is_to_be_done_and_tells_all_that_there_are() -> None:
+    rig = Rig(IN)
+    rig.lun(verb="snapshot", action="create", name="x")
+    rig.lun(verb="snapshot", action="list")
+    assert [call[:5] for call in rig.asked] == [
+        ("snapshot", "disk", 0, "create", "x"),
+        ("snapshot", "disk", 0, "list", ""),
+    ]
+    rig.asked[1][5](Answer(facts={"snapshots": []}))
+    assert rig.answers == [{**DONE, "snapshots": []}]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +125,12 @@ def test_resize_asks_for_the_size() -> None:
         ({"verb": "eject", "force": 1}, "force must be"),
         ({"verb": "resize", "size": True}, "size must be"),
         ({"verb": "resize", "size": -1}, "size must be"),
+        ({"verb": "resize", "size": 512, "shrink": "yes"}, "shrink must be"),
+        ({"verb": "snapshot", "action": "explode", "name": "x"}, "action must be one of list, create"),
+        ({"verb": "snapshot", "action": "create"}, "name must be that of a snapshot"),
+        ({"verb": "snapshot", "action": "apply", "name": ""}, "name must be"),
+        ({"verb": "snapshot", "action": "apply", "name": 7}, "name must be"),
+        ({"verb": "snapshot", "action": "list", "name": "x"}, "name must be"),
         ({"verb": "load", "lun": "0"}, "lun a number"),
         ({"verb": "load", "target": 7}, "target must be a name"),
         ({"verb": "load", "lun": 9}, "no LUN 9"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from iscsid.daemon.conduit import Conduit
+from iscsid.daemon.errands import Errands
 from iscsid.errors import BlockError, Fault, ScsiError
 from iscsid.scsi import reservation
 from iscsid.scsi.const import Status
@@ -67,11 +68,16 @@ class Rig:
         self.engines = [FakeEngine() for _ in range(engines)]
         self.units = [FakeUnit() for _ in range(units)]
         self.calls: list[tuple[Any, Any]] = []
+
+        def submit(run: Any, done: Any) -> None:
+            self.calls.append((run, done))
+
         self.conduit = Conduit(
             {"S1": self.units},  # type: ignore[dict-item]
             lambda: self.engines,  # type: ignore[arg-type, return-value]
             self.sent.append,
-            lambda run, done: self.calls.append((run, done)),
+            submit,
+            Errands(submit),
         )
 
 

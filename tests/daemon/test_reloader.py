@@ -31,7 +31,17 @@ class Plugins(SimpleNamespace):
     arguments = None
 
     def __init__(self) -> None:
-        super().__init__(log=[], refuse="")
+        size = SimpleNamespace(name="size")
+        backends = {
+            "file": SimpleNamespace(options=(size,), verbs=()),
+            "lonely": SimpleNamespace(
+                options=(), verbs=(SimpleNamespace(name="resize"), SimpleNamespace(name="snapshot"))
+            ),
+        }
+        super().__init__(log=[], refuse="", backends=backends)
+
+    def implements(self, backend: str, hook: str) -> bool:
+        return backend == "file" and hook == "iscsid_resize"
 
     def prepare(self, backend: str, options: Any) -> Any:
         if self.refuse == options["path"]:
@@ -94,6 +104,7 @@ class Rig:
         self.settled: list[set[str]] = []
         self.admitted: list[set[str]] = []
         self.admit_error: Exception | None = None
+        self.sanitizing: set[str] = set()
         size = FigureTable.size(2, ["A"], 8)
         self.server: Any = SimpleNamespace(
             spec=OLD,
@@ -104,7 +115,11 @@ class Rig:
             fleet=self.fleet,
             figures=FigureTable(memoryview(bytearray(size)), 2, ["A"], 8),
             bound=lambda spec: spec,
-            arbiter=SimpleNamespace(admit=self._admit, settle=lambda places, now: self.settled.append(set(places))),
+            arbiter=SimpleNamespace(
+                admit=self._admit,
+                settle=lambda places, now: self.settled.append(set(places)),
+                sanitizing=lambda unit: unit in self.sanitizing,
+            ),
         )
         self.new: Any = ADDED
         self.reloader = Reloader(self.server, self._reread)
@@ -126,7 +141,7 @@ class Rig:
 
     def say(self, *indices: int, done: bool = False, error: str = "", number: int = 1) -> None:
         for index in indices:
-            self.reloader.on_revised(self.fleet.children[index], Revised(number, done, error), 0.0)
+            self.reloader.on_answer(self.fleet.children[index], Revised(number, done, error), 0.0)
 
     def told(self, index: int) -> list[type]:
         return [type(message) for message in self.fleet.children[index].told]
@@ -252,7 +267,7 @@ def test_resize_keeps_the_medium_and_has_every_path_of_it_grow(rig: Rig) -> None
     rig.server.spec = both = ServerSpec(targets=(*OLD.targets, TargetSpec("again", (FIRST,))))
     rig.server.media = Media(both, rig.plugins)  # type: ignore[arg-type]
     rig.plugins.log.clear()
-    rig.reloader.reopen("disk", 0, 1024, rig.answers.append, 0.0)
+    rig.reloader.reopen("disk", 0, rig.answers.append, 0.0, 1024)
     rig.say(0, 1)
     rig.say(0, 1, done=True)
     assert [lun.options["size"] for target in rig.server.spec.targets for lun in target.luns] == [1024, 1024]
@@ -262,7 +277,7 @@ def test_resize_keeps_the_medium_and_has_every_path_of_it_grow(rig: Rig) -> None
 
 def test_smaller_size_and_unknown_lun_are_refused(rig: Rig) -> None:
     for target, lun, words in (("disk", 0, "never cut"), ("disk", 5, "no LUN 5; it has 0"), ("x", 0, "no target x")):
-        rig.reloader.reopen(target, lun, 100, rig.answers.append, 0.0)
+        rig.reloader.reopen(target, lun, rig.answers.append, 0.0, 100)
         assert words in rig.answers[-1].problems[0]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from iscsid.block.device import Space
+from iscsid.daemon.errands import Errands
 from iscsid.daemon.thresholds import Thresholds
 from iscsid.scsi.mode import ModeState
 from iscsid.scsi.sense import Reason
@@ -28,12 +29,13 @@ class Bench:
         self.trouble: Exception | None = None
         self.asked: list[Callable[[], None]] = []
         self.heard: list[tuple[Any, ...]] = []
-        device = SimpleNamespace(space=self._space, lock=contextlib.nullcontext())
+        device = type("Device", (), {"lock": contextlib.nullcontext()})()
+        device.space = self._space
         identity = SimpleNamespace(name="disk0")
         self.unit: Any = type("Unit", (), {})()
         vars(self.unit).update(metered=True, mode_state=state, device=device, identity=identity, threshold_set=SET)
         self.session: Any = SimpleNamespace(nexus=NEXUS, update=self._update)
-        self.thresholds = Thresholds([self.unit], lambda: [self.session], self._submit)
+        self.thresholds = Thresholds([self.unit], lambda: [self.session], Errands(self._submit))
 
     def _space(self) -> Space:
         if self.trouble is not None:
@@ -139,6 +141,6 @@ def test_session_without_a_target_is_told_nothing() -> None:
 def test_unit_that_is_not_metered_is_left_alone() -> None:
     bench = Bench()
     bench.unit.metered = False
-    thresholds = Thresholds([bench.unit], lambda: [bench.session], bench._submit)
+    thresholds = Thresholds([bench.unit], lambda: [bench.session], Errands(bench._submit))
     thresholds.tick()
     assert not bench.asked

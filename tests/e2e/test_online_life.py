@@ -1,0 +1,298 @@
+"""Media that one process has to itself, changed while they are served: resized, kept in snapshots, taken back.
+
+A host writes and reads all the while. Commands wait while the medium is closed and opened again, and none is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from e2e_initiator import Closed, Initiator
+from e2e_qcow2 import assert_sound, run
+from e2e_server import TARGET, Server, wait_until
+
+from iscsid.daemon.control import ask
+
+StartServer = Callable[..., Server]
+NAME = "iqn.2026-11.org.iscsid.e2e:writer"
+SIZE, SLOT = 8 << 20, 8192  # of the disk; the host writes whole slots
+MEDIUM, CAPACITY = (0x06, 0x28, 0x00), (0x06, 0x2A, 0x09)
+CHANGE_SECONDS = 180.0
+
+pytestmark = [pytest.mark.judge("qemu-img"), pytest.mark.timeout(240)]
+
+
+def lun(server: Server, verb: str, number: int = 0, **keys: Any) -> dict[str, Any]:
+    """``iscsid lun``, as its command asks for it; the answer."""
+    return ask(server.runtime_dir, "lun", timeout=CHANGE_SECONDS, verb=verb, target=TARGET, lun=number, **keys)
+
+
+def done(server: Server, verb: str, number: int = 0, **keys: Any) -> dict[str, Any]:
+    answer = lun(server, verb, number, **keys)
+    assert not answer["problems"], (verb, keys, answer, server.tail())
+    return answer
+
+
+class Host:
+    """One session; ``attentions`` are those that it was told. A command that brings one is sent again."""
+
+    def __init__(self, server: Server, name: str = NAME, number: int = 0) -> None:
+        self.initiator = Initiator(server.address, name)
+        self.lun = number
+        self.attentions: list[tuple[int, int, int]] = []
+        while self._sense(bytes(6)):
+            pass
+        self.attentions.clear()
+
+    def _sense(self, cdb: bytes) -> tuple[int, int, int] | None:
+        status, data = self.initiator.command(cdb, lun=self.lun)
+        return None if status == 0 else (data[4] & 0x0F, data[14], data[15])
+
+    def do(self, cdb: bytes, data: bytes = b"", expect: int = 0) -> bytes:
+        while True:
+            status, answer = self.initiator.command(cdb, data, expect=expect, lun=self.lun)
+            if status == 0:
+                return answer
+            self.attentions.append((answer[4] & 0x0F, answer[14], answer[15]))
+            assert self.attentions[-1][0] == 0x06, answer.hex()
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.do(struct.pack(">BBQIBB", 0x8A, 0, offset // 512, len(data) // 512, 0, 0), data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.do(struct.pack(">BBQIBB", 0x88, 0, offset // 512, length // 512, 0, 0), expect=length)
+
+    def size(self) -> int:
+        data = self.do(bytes.fromhex("9e 10") + bytes(8) + (32).to_bytes(4, "big") + bytes(2), expect=32)
+        return (int.from_bytes(data[:8], "big") + 1) * 512
+
+    def all(self) -> bytes:
+        size = self.size()
+        return b"".join(self.read(at, min(1 << 20, size - at)) for at in range(0, size, 1 << 20))
+
+
+Connect = Callable[..., Host]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Log a host in: ``connect(server, name, lun)``."""
+    hosts: list[Host] = []
+
+    def one(*where: Any) -> Host:
+        hosts.append(Host(*where))
+        return hosts[-1]
+
+    yield one
+    for host in hosts:
+        host.initiator.close()
+
+
+class Writer(threading.Thread):
+    """Writes the slots in turn, each time with a number that tells when, reads one back, and knows what it wrote.
+
+    ``written``: for each slot the numbers of the writes to it that were answered, the last one last.
+    """
+
+    def __init__(self, host: Host, slots: int = SIZE // SLOT // 2) -> None:
+        super().__init__(daemon=True)
+        self.host, self.slots = host, slots
+        self.count = 0
+        self.written: list[int] = [0] * slots
+        self.trouble: BaseException | None = None
+        self._halt = threading.Event()
+
+    def __enter__(self) -> Writer:
+        self.start()
+        self.go_on()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.trouble is None:
+            self.go_on()
+        self._halt.set()
+        self.join(30)
+        assert self.trouble is None, self.trouble
+
+    def go_on(self, rounds: int = 3) -> None:
+        before = self.count
+        wait_until(lambda: self.count > before + rounds or self.trouble, "the host goes on")
+
+    def run(self) -> None:
+        try:
+            while not self._halt.is_set():
+                number = self.count + 1
+                slot = number % self.slots
+                self.host.write(slot * SLOT, number.to_bytes(8, "big") * (SLOT // 8))
+                self.written[slot] = number
+                self.count = number
+                other = random.randrange(self.slots)
+                self.seen(other, self.host.read(other * SLOT, SLOT))
+        except BaseException as error:
+            self.trouble = error
+
+    def seen(self, slot: int, data: bytes) -> None:
+        assert data == self.written[slot].to_bytes(8, "big") * (SLOT // 8), f"slot {slot}"
+
+
+def image(folder: Path, options: str = "") -> Path:
+    path = folder / "disk.qcow2"
+    run("create", "-q", "-f", "qcow2", *(["-o", options] if options else []), path, SIZE)
+    return path
+
+
+def numbers(data: bytes) -> list[int]:
+    """What is in each slot, which was written as a whole or not at all."""
+    found = []
+    for at in range(0, len(data) // 2 // SLOT * SLOT, SLOT):
+        number = data[at : at + 8]
+        assert data[at : at + SLOT] == number * (SLOT // 8), f"slot {at // SLOT} is torn"
+        found.append(int.from_bytes(number, "big"))
+    return found
+
+
+STACKS: dict[str, list[dict[str, Any]]] = {
+    "bare": [],
+    "write-back": [{"layer": "cache", "size": "2 MiB", "mode": "back"}],
+}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_image_is_resized_and_its_host_goes_on(
+    start: StartServer, connect: Connect, tmp_path: Path, stack: str
+) -> None:
+    path = image(tmp_path)
+    server = start([{"backend": "qcow2", "path": path, "layers": STACKS[stack]}])
+    host = connect(server)
+    with Writer(host) as writer:
+        assert done(server, "resize", size=2 * SIZE, shrink=False)["rows"] == [[f"target {TARGET} lun 0", "resized"]]
+        wait_until(lambda: CAPACITY in host.attentions or writer.trouble, "the host is told")
+        writer.go_on()
+        refused = lun(server, "resize", size=SIZE)
+        assert "would be lost" in refused["problems"][0] and not refused["rows"]
+        writer.go_on()
+        host.attentions.clear()
+        done(server, "resize", size=SIZE, shrink=True)
+        wait_until(lambda: CAPACITY in host.attentions or writer.trouble, "the host is told")
+    assert host.size() == SIZE
+    assert numbers(host.all()) == writer.written
+    assert server.stop() == 0
+    assert_sound(path)
+    assert json.loads(run("info", "--output=json", path))["virtual-size"] == SIZE
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_twenty_snapshots_hold_what_was_there(start: StartServer, connect: Connect, tmp_path: Path, stack: str) -> None:
+    """Each is a state between two writes of the one that was writing, and nothing that was answered lacks in it."""
+    path = image(tmp_path)
+    server = start([{"backend": "qcow2", "path": path, "layers": STACKS[stack]}])
+    host = connect(server)
+    between: dict[str, tuple[int, int]] = {}
+    with Writer(host) as writer:
+        for number in range(20):
+            before = writer.count
+            answer = done(server, "snapshot", action="create", name=f"s{number}")
+            between[f"s{number}"] = (before, writer.count + 1)
+            assert [each["name"] for each in answer["snapshots"]][-1] == f"s{number}"
+            if number % 4 == 3:
+                done(server, "snapshot", action="delete", name=f"s{number - 2}")
+                del between[f"s{number - 2}"]
+    assert not host.attentions
+    listed = done(server, "snapshot", action="list")
+    assert [each["name"] for each in listed["snapshots"]] == list(between) and not listed["rows"]
+    for name, (first, last) in between.items():
+        done(server, "snapshot", action="apply", name=name)
+        found = numbers(host.all())
+        assert host.attentions == [MEDIUM]
+        host.attentions.clear()
+        newest = max(found)
+        assert first <= newest <= last
+        slots = writer.slots
+        assert found == [max((newest - slot) // slots * slots + slot, 0) for slot in range(slots)]
+        done(server, "snapshot", action="delete", name=name)
+    assert not done(server, "snapshot", action="list")["snapshots"]
+    assert server.stop() == 0
+    assert_sound(path)
+
+
+def test_disk_that_goes_back_has_its_size_of_then(start: StartServer, connect: Connect, tmp_path: Path) -> None:
+    path = image(tmp_path)
+    server = start([{"backend": "qcow2", "path": path}])
+    one, other = connect(server), connect(server, NAME + ".other")
+    one.write(0, b"then" * 128)
+    done(server, "snapshot", action="create", name="then")
+    done(server, "resize", size=2 * SIZE)
+    assert [host.size() for host in (one, other)] == [2 * SIZE] * 2
+    one.write(0, b"now." * 128)
+    done(server, "snapshot", action="apply", name="then")
+    for host in (one, other):
+        host.attentions.clear()
+        assert (host.size(), host.read(0, 512)) == (SIZE, b"then" * 128)
+        assert host.attentions == [MEDIUM, CAPACITY]
+
+
+def test_commands_of_the_shell_do_the_same(start: StartServer, connect: Connect, tmp_path: Path) -> None:
+    path = image(tmp_path)
+    server = start([{"backend": "qcow2", "path": path}, {"backend": "ram", "size": "1 MiB"}])
+    said = server.ask_command("lun", "snapshot", "create", TARGET, "0", "first")
+    assert said.returncode == 0 and "snapshot first created" in said.stdout, said.stderr
+    said = server.ask_command("lun", "snapshot", "list", TARGET, "0")
+    assert said.returncode == 0 and "first" in said.stdout and "8 MiB" in said.stdout
+    said = server.ask_command("lun", "snapshot", "create", TARGET, "0", "first")
+    assert said.returncode == 1 and "has a snapshot 'first' already" in said.stderr
+    said = server.ask_command("lun", "snapshot", "apply", TARGET, "1", "first")
+    assert said.returncode == 1 and "the back end ram has no snapshots" in said.stderr
+    said = server.ask_command("lun", "resize", TARGET, "0", "16 MiB")
+    assert said.returncode == 0 and "resized" in said.stdout
+    said = server.ask_command("lun", "resize", TARGET, "1", "512 KiB", "--shrink")
+    assert said.returncode == 0, said.stderr
+    assert (connect(server).size(), connect(server, NAME, 1).size()) == (16 << 20, 512 << 10)
+
+
+def test_worker_that_is_killed_among_snapshots_leaves_a_sound_image(
+    start: StartServer, connect: Connect, tmp_path: Path
+) -> None:
+    path = image(tmp_path)
+    server = start([{"backend": "qcow2", "path": path}])
+    rng = random.Random(4711)
+    for round_ in range(4):
+        host = connect(server)
+        for slot in range(64):
+            host.write(slot * SLOT, os.urandom(SLOT))
+        owner = server.worker_of(NAME)
+        pid = server.workers()[owner]
+        assert pid is not None
+        timer = threading.Timer(rng.uniform(0.02, 0.25), psutil.Process(pid).send_signal, [signal.SIGKILL])
+        timer.start()
+        number = 0
+        while lun(server, "snapshot", action="create", name=f"{round_}.{number}")["problems"] == []:
+            host_write(host, rng)
+            number += 1
+        timer.join()
+        answer = wait_until(lambda: usable(server), "the disk is served again")
+        assert {f"{round_}.{each}" for each in range(number)} <= {each["name"] for each in answer["snapshots"]}
+    assert server.stop() == 0
+    assert_sound(path, leaks=True)
+
+
+def host_write(host: Host, rng: random.Random) -> None:
+    """A write, which the death of the worker may prevent."""
+    try:
+        host.write(rng.randrange(64) * SLOT, rng.randbytes(SLOT))
+    except (Closed, OSError):
+        return
+
+
+def usable(server: Server) -> dict[str, Any] | None:
+    answer = lun(server, "snapshot", action="list")
+    return None if answer["problems"] else answer
