@@ -152,9 +152,11 @@ class Unit:
 
     def extents(self, data: memoryview, offset: int, end: int) -> list[commands.BlockStatus]:
         """What the answer to ``lba_status(offset)`` says of the bytes from ``offset`` to ``end``."""
-        found = []
+        found: list[commands.BlockStatus] = []
         for lba, blocks, status in commands.parse_lba_status(data):
             start, stop = max(lba * self.block_size, offset), min((lba + blocks) * self.block_size, end)
+            if found and start != found[-1].offset + found[-1].length:
+                break  # a gap or an overlap: what is there has to be asked about by itself
             if start < stop:
                 found.append(commands.BlockStatus(start, stop - start, status))
         if not found or found[0].offset != offset:

@@ -52,6 +52,15 @@ def test_extents_are_cut_to_what_was_asked() -> None:
         unit.extents(data, 16 * 512, 20 * 512)
 
 
+@pytest.mark.parametrize("second", ["0000000000000012 00000004", "0000000000000008 00000004", "0000000000000000 00000010"])
+def test_extents_end_where_they_are_not_without_a_gap(second: str) -> None:
+    """What lies in the gap would be taken for nothing: it is asked about by itself."""
+    unit = unit_of()
+    first = "0000000000000000 00000010 01 000000"
+    data = memoryview(bytes.fromhex(f"00000024 00000000 {first} {second} 01 000000"))
+    assert unit.extents(data, 0, 64 * 512) == [(0, 16 * 512, Provisioning.DEALLOCATED)]
+
+
 def test_target_resets_name_no_unit() -> None:
     unit = unit_of()
     assert unit.management(TmfFunction.TARGET_WARM_RESET).lun == 0
