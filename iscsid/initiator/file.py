@@ -82,9 +82,14 @@ class DiskFile(io.RawIOBase):
     def flush(self) -> None:
         """Return when the medium has all that was written."""
         super().flush()
-        if self._written and not self.closed:
+        if not self._written or self.closed:
+            return
+        self._written = False  # before: what another thread writes in the meantime may be left out
+        try:
             self._disk.flush()
-            self._written = False
+        except BaseException:
+            self._written = True
+            raise
 
     def truncate(self, size: int | None = None, /) -> int:
         raise io.UnsupportedOperation("a disk has the length that it has")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from initiator_pair import InMemoryClient, World
 from target_rig import DEVICES, SIZE
 
+from iscsid.errors import InitiatorError
 from iscsid.initiator.disk import Disk
 from iscsid.initiator.file import DiskFile, open_file
 
@@ -50,6 +51,42 @@ def test_flush_reaches_the_medium_once() -> None:
         file.flush()
         assert flushes == world.device.calls.count(("flush", 0, 0)) == 1
         assert world.device.content[:3] == b"abc"
+
+
+def test_what_is_written_during_a_flush_is_flushed_by_the_next() -> None:
+    world = World(DEVICES["volatile"]())
+    disk = disk_of(world)
+    file = DiskFile(disk)
+    file.write(b"abc")
+    flush = disk.flush
+
+    def flush_slowly() -> None:
+        flush()
+        disk.flush = flush  # type: ignore[method-assign]
+        file.write(b"def")
+
+    disk.flush = flush_slowly  # type: ignore[method-assign]
+    file.flush()
+    assert world.device.calls.count(("flush", 0, 0)) == 1
+    file.flush()
+    assert world.device.calls.count(("flush", 0, 0)) == 2
+
+
+def test_flush_that_fails_is_not_forgotten() -> None:
+    world = World(DEVICES["volatile"]())
+    disk = disk_of(world)
+    file = DiskFile(disk)
+    file.write(b"abc")
+
+    def fail() -> None:
+        raise InitiatorError("no")
+
+    disk.flush = fail  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(InitiatorError):
+            file.flush()
+    del disk.flush  # type: ignore[method-assign]
+    file.close()
 
 
 def test_end_of_the_disk_is_the_end_of_the_file() -> None:
