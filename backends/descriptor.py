@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import mmap
 import os
 from collections.abc import Callable
 
 from iscsid.plugin import BlockError, Capabilities, Device, Fault, Mode, Support, Threading
 
+UNREADABLE = (errno.EIO, errno.ENODATA, errno.EREMOTEIO, errno.EILSEQ)
+"""What the kernel says of a sector that cannot be read (``blk_errors[]`` of block/blk-core.c)."""
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -44,7 +47,15 @@ class DescriptorDevice(Device):
             if pwrite(fd, data, offset) != len(data):
                 write(data, offset)
 
-        self.write_nowait = write_nowait  # type: ignore[method-assign]
+        def write_or_leave(data: memoryview, offset: int) -> None:
+            try:
+                write_nowait(data, offset)
+            except OSError as error:
+                if error.errno in UNREADABLE:
+                    raise BlockingIOError from error  # what write makes of it may take time
+                raise
+
+        self.write_nowait = write_or_leave if self._waits else write_nowait  # type: ignore[method-assign]
         if not self._waits:
             read = _reader(fd, self.read_into)
             self.read_into = read  # type: ignore[method-assign, assignment]
@@ -56,15 +67,60 @@ class DescriptorDevice(Device):
     def read_into(self, buffer: memoryview, offset: int) -> None:
         done = 0
         while done < len(buffer):
-            count = os.preadv(self._fd, (buffer[done:],), offset + done)
+            try:
+                count = os.preadv(self._fd, (buffer[done:],), offset + done)
+            except OSError as error:
+                count = self._read_around(buffer[done:], offset + done, error)
             if not count:
-                raise BlockError(Fault.READ_ERROR, f"{self._name} ends at {offset + done}: it was cut while in use")
+                raise self._cut(offset + done)
             done += count
 
+    def _read_around(self, buffer: memoryview, offset: int, error: OSError) -> int:
+        """``error`` has come of reading this: how many bytes can be read after all, or where it is that none can.
+
+        The page cache gives what comes before a bad page, so it begins here; O_DIRECT gives nothing.
+        """
+        if error.errno not in UNREADABLE:
+            raise error
+        if not self._direct:
+            raise self._unreadable(offset, error) from error
+        return self._read_blocks(self._fd, buffer, offset)
+
+    def _read_blocks(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """Read with O_DIRECT, block by block, what could not be read as a whole."""
+        size = self.block_size
+        block = memoryview(mmap.mmap(-1, max(size, mmap.PAGESIZE)))[:size]  # aligned, as O_DIRECT wants it
+        for done in range(0, len(buffer), size):
+            try:
+                if os.preadv(fd, (block,), offset + done) != size:
+                    return done
+            except OSError as error:
+                if error.errno not in UNREADABLE:
+                    raise
+                raise self._unreadable(offset + done, error) from error
+            buffer[done : done + size] = block
+        return len(buffer)
+
+    def _unreadable(self, offset: int, error: OSError) -> BlockError:
+        words = f"{self._name}: byte {offset} cannot be read: {error.strerror}"
+        return BlockError(Fault.READ_ERROR, words, at=(self, offset))
+
+    def _write_around(self, data: memoryview, offset: int, error: OSError) -> int:
+        """Write what ``error`` has come of in another way; how many bytes that is, or ``error`` again."""
+        raise error
+
+    def _cut(self, offset: int) -> BlockError:
+        """The medium ends before its size."""
+        words = f"{self._name} ends at {offset}: it was cut while in use"
+        return BlockError(Fault.READ_ERROR, words, at=(self, offset))
+
     def write(self, data: memoryview, offset: int) -> None:
-        done = os.pwrite(self._fd, data, offset)
+        done = 0
         while done < len(data):
-            count = os.pwrite(self._fd, data[done:], offset + done)
+            try:
+                count = os.pwrite(self._fd, data[done:], offset + done)
+            except OSError as error:
+                count = self._write_around(data[done:], offset + done, error)
             if not count:
                 raise BlockError(Fault.WRITE_ERROR, f"{self._name}: nothing could be written at {offset + done}")
             done += count
@@ -81,11 +137,20 @@ class DescriptorDevice(Device):
             try:
                 return self._write_dsync(data, offset)
             except OSError as error:
-                if error.errno not in _UNSUPPORTED:
+                if error.errno in _UNSUPPORTED:
+                    self._dsync = False
+                elif self._takes(data, offset):
+                    self._lose(error)  # the call has heard of a failed write-back, and not only of its own data
                     raise
-                self._dsync = False
         self.write(data, offset)
         return self.flush()
+
+    def _takes(self, data: memoryview, offset: int) -> bool:
+        """Whether a write gets as far as the page cache."""
+        try:
+            return os.pwrite(self._fd, data, offset) == len(data)
+        except OSError:
+            return False
 
     def _write_dsync(self, data: memoryview, offset: int) -> None:
         done = 0
@@ -99,15 +164,18 @@ class DescriptorDevice(Device):
         """fdatasync, which also empties the write cache of the disk.
 
         The kernel reports a failed write-back once and then takes the pages for clean, so the next fdatasync would
-        succeed although data is lost. Once it has failed, this handle therefore fails every flush.
+        succeed although data is lost. Once it, or a forced write, has heard of one, this handle fails every flush.
         """
         if self._lost:
             raise BlockError(Fault.WRITE_ERROR, self._lost)
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            self._lost = f"{self._name}: an earlier flush failed ({error}); what was written before it may be lost"
+            self._lose(error)
             raise
+
+    def _lose(self, error: OSError) -> None:
+        self._lost = f"{self._name}: an earlier flush failed ({error}); what was written before it may be lost"
 
     def prefetch(self, offset: int, length: int) -> None:
         os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)

@@ -157,10 +157,16 @@ class Fault(enum.Enum):
 
 
 class BlockError(IscsidError):
-    """A device could not do what it was asked."""
+    """A device could not do what it was asked.
 
-    def __init__(self, fault: Fault, message: str = "") -> None:
+    ``at``, of a read: the device that knows, and the offset in it, in bytes, of the first block that cannot be read.
+    ``block`` is that block, in the blocks of the logical unit, where the guard has found it.
+    """
+
+    def __init__(self, fault: Fault, message: str = "", *, at: tuple[object, int] | None = None) -> None:
         self.fault = fault
+        self.at = at
+        self.block: int | None = None
         super().__init__(message or fault.value)
 
 

@@ -25,6 +25,7 @@ from typing import Any, NoReturn, Protocol
 
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Space, Support, Threading
 from iscsid.block.fault import fault_of
+from iscsid.block.filter import Filter, changes
 from iscsid.block.health import FLUSH, READ, WRITE, Health
 from iscsid.block.ranges import checked, chunks, merged, whole_blocks
 from iscsid.block.turn import Later, stay
@@ -200,13 +201,14 @@ class Guarded:
     # Data calls. May wait for the medium unless ``inline``.
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer`` from ``offset``."""
+        """Fill ``buffer`` from ``offset``. An error tells the first block that cannot be read, where it is known."""
         self._check(offset, len(buffer))
         try:
             done = self._read(buffer, offset)
             if done is not None:
                 _whole(done, len(buffer), Fault.READ_ERROR)
         except BaseException as error:
+            _place(self, error)
             _rethrow(self, error, READ)
 
     def write(self, data: memoryview, offset: int, fua: bool = False) -> None:
@@ -479,6 +481,19 @@ def _rethrow(guard: Guarded, error: BaseException, kind: str) -> NoReturn:
         del error
 
 
+def _place(guard: Guarded, error: BaseException) -> None:
+    """Turn where a device says that it cannot be read into a block of the logical unit.
+
+    It counts if all layers over that device hand on reads as they are.
+    """
+    if not isinstance(error, BlockError):
+        return
+    device = guard._device
+    while isinstance(device, Filter) and not changes(type(device), "read_into"):
+        device = device.below
+    error.block = error.at[1] // guard.block_size if error.at is not None and error.at[0] is device else None
+
+
 def _would_block(buffer: memoryview, offset: int) -> None:
     raise BlockingIOError
 
@@ -507,6 +522,9 @@ def _check_facts(device: Device) -> None:
     """Raise BlockError(INVALID) with the first fact of ``device`` that makes no sense."""
     if not isinstance(device, Device):
         raise BlockError(Fault.INVALID, f"not a Device but {type(device).__name__}")
+    read = getattr(device, "read_into", None)
+    if not callable(read) or getattr(read, "__func__", read) is Device.read_into:
+        raise BlockError(Fault.INVALID, f"{type(device).__name__} has no method read_into")
     for name in ("size", "block_size", "alignment", *_LENGTHS):
         value = getattr(device, name, None)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:

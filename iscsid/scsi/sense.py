@@ -303,6 +303,8 @@ def reason_of(exc: BaseException, is_write: bool) -> ScsiError | Status:
     answer: _STATUS_OR_REASON = Reason.INTERNAL_TARGET_FAILURE
     if isinstance(exc, BlockError):
         answer = FAULTS[exc.fault]
+        if answer is Reason.UNRECOVERED_READ_ERROR:
+            return ScsiError(answer, information=exc.block)
     elif isinstance(exc, OSError) and exc.errno is not None:
         if exc.errno in _MEDIUM_ERRNOS:
             answer = Reason.WRITE_ERROR if is_write else Reason.UNRECOVERED_READ_ERROR

@@ -192,14 +192,38 @@ def test_fua_is_not_by_dsync_where_it_is_not_honoured(make: Make, monkeypatch: p
     assert len(synced) == 1
 
 
-def test_fua_that_fails_is_not_tried_otherwise(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pwritev(*arguments: Any) -> int:
+def failing_dsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> int:
         raise OSError(errno.EIO, "bad sector")
 
-    monkeypatch.setattr(os, "pwritev", pwritev)
-    monkeypatch.delattr(os, "pwrite")
+    monkeypatch.setattr(os, "pwritev", fail)
+
+
+def test_fua_that_has_heard_of_a_failed_write_back_fails_and_so_does_every_flush(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has told this open file now, and would not tell the flush again that what came before is lost."""
+    device = make()
+    failing_dsync(monkeypatch)
     with pytest.raises(OSError, match="bad sector"):
-        make(dsync=True, direct=True).write_fua(memoryview(b"x" * 512), 512)
+        device.write_fua(memoryview(b"x" * 512), 0)
+    for _ in range(2):
+        with pytest.raises(BlockError, match="an earlier flush failed"):
+            device.flush()
+
+
+def test_fua_that_is_refused_before_the_medium_leaves_the_flush_alone(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    device = make()
+    monkeypatch.setattr(os, "pwritev", full)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="full"):
+        device.write_fua(memoryview(b"x" * 512), 0)
+    device.flush()
 
 
 def test_flush_reaches_the_disk(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

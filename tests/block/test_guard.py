@@ -15,6 +15,7 @@ import pytest
 from turns import leaves
 
 from iscsid.block.device import Capabilities, Content, Device, Extent, Mode, Space, Support, Threading
+from iscsid.block.filter import Filter
 from iscsid.block.guard import CHUNK, SPARE_BUFFERS, Guarded, is_aligned
 from iscsid.block.turn import pause
 from iscsid.errors import BlockError, Fault
@@ -834,3 +835,53 @@ def test_write_that_is_bounced_in_pieces_is_left_before_the_first_only() -> None
     guard = Guarded(device)
     assert leaves(lambda: guard.write(memoryview(bytes(3 << 20)), 0)) == 1
     assert device.calls == ["write"] * 3
+
+
+# Which block it is.
+
+
+class Scratched(Plain):
+    """The fourth block of 512 bytes cannot be read, and it tells so."""
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        if offset <= 3 * 512 < offset + len(buffer):
+            raise BlockError(Fault.READ_ERROR, at=(self, 3 * 512))
+
+
+def unread(guard: Guarded, offset: int = 0) -> int | None:
+    with pytest.raises(BlockError) as caught:
+        guard.read_into(buffer(4096), offset)
+    assert caught.value.fault is Fault.READ_ERROR
+    return caught.value.block
+
+
+def test_block_that_cannot_be_read_is_one_of_the_logical_unit() -> None:
+    assert unread(Guarded(Scratched())) == 3
+    assert unread(Guarded(Scratched(), block_size=1024)) == 1
+
+
+def test_place_that_a_layer_hands_on_counts() -> None:
+    class Clear(Filter):
+        pass
+
+    assert unread(Guarded(Clear(Clear(Scratched())))) == 3
+
+
+def test_place_in_a_device_that_a_layer_reads_in_its_own_way_does_not_count() -> None:
+    class Shifted(Filter):
+        def read_into(self, buffer: memoryview, offset: int) -> None:
+            self.below.read_into(buffer, offset + 1024)
+
+    class Pair(Plain):
+        """As a back end of several."""
+
+        def read_into(self, buffer: memoryview, offset: int) -> None:
+            Guarded(Scratched()).read_into(buffer, offset)
+
+    assert unread(Guarded(Shifted(Scratched()))) is None
+    assert unread(Guarded(Pair())) is None
+
+
+def test_error_of_no_place_has_no_block() -> None:
+    guard = Guarded(Broken(BlockError(Fault.READ_ERROR)))
+    assert unread(guard) is None

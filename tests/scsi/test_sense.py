@@ -178,6 +178,14 @@ def test_fault_of_a_device_is_told(fault: Fault, answer: Reason | Status) -> Non
     assert told(reason_of(BlockError(fault), False)) is answer
 
 
+def test_block_that_cannot_be_read_is_the_information() -> None:
+    error = BlockError(Fault.READ_ERROR)
+    error.block = 2052
+    answer = reason_of(error, False)
+    assert isinstance(answer, ScsiError)
+    assert (answer.reason, answer.information) == (Reason.UNRECOVERED_READ_ERROR, 2052)
+
+
 @pytest.mark.parametrize("number", sorted(ERRNOS))
 def test_errno_is_told_the_same_for_both_directions(number: int) -> None:
     assert told(reason_of(OSError(number, ""), False)) is ERRNOS[number]
