@@ -99,27 +99,26 @@ def content(size: int, seed: int) -> bytes:
     return b"".join(parts)[:size]
 
 
-def make_image(kind: Kind, path: Path, size: int = SIZE) -> bytearray:
-    """Have QEMU make an image; what its disk holds."""
+def make_image(kind: Kind, path: Path, size: int = SIZE, *, filled: bool = False) -> bytearray:
+    """Have QEMU make an image; what its disk holds. ``filled``: it has data of its own, if not compressed."""
     options = kind.options.format(path=path)
     words = ["-o", options] if options else []
-    below = []
+    model = bytearray((content(BASE_SIZE, 1) if kind.base else b"").ljust(size, b"\0")[:size])
+    raw, base = path.with_suffix(".raw"), path.with_suffix(".base")
     if kind.base:
-        base, raw = path.with_suffix(".base"), path.with_suffix(".raw")
         raw.write_bytes(content(BASE_SIZE, 1))
         run("convert", "-f", "raw", "-O", kind.base, raw, base)
         raw.unlink()
-        below = ["-F", kind.base]
-    if not kind.compressed:
-        run("create", "-q", "-f", "qcow2", *words, *(["-b", base, *below] if below else []), path, size)
-        return bytearray((content(BASE_SIZE, 1) if kind.base else b"").ljust(size, b"\0")[:size])
-    model = bytearray((content(BASE_SIZE, 1) if kind.base else b"").ljust(size, b"\0")[:size])
+    if not (kind.compressed or filled):
+        below = ["-b", base, "-F", kind.base] if kind.base else []
+        run("create", "-q", "-f", "qcow2", *words, *below, path, size)
+        return model
     for number in range(4):
         at, length = number * size // 4, size // 7
         model[at : at + length] = content(length, number + 2)
-    raw = path.with_suffix(".raw")
     raw.write_bytes(model)
-    run("convert", "-c", "-f", "raw", "-O", "qcow2", *words, *(["-B", base, *below] if below else []), raw, path)
+    below = ["-B", base, "-F", kind.base] if kind.base else []
+    run("convert", *(["-c"] if kind.compressed else []), "-f", "raw", "-O", "qcow2", *words, *below, raw, path)
     raw.unlink()
     return model
 
