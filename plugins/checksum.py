@@ -91,8 +91,9 @@ class Checksum(Filter):
 
     def write(self, data: memoryview, offset: int) -> None:
         start, stop = self._whole(offset, len(data))
-        ends = {start, max(start, stop - self._unit)} if (start, stop) != (offset, offset + len(data)) else set()
-        around = {at: self._checked_unit(at) for at in ends if at < offset or at + self._unit > offset + len(data)}
+        ends = {start, (stop - 1) // self._unit * self._unit}
+        torn = [at for at in ends if at < offset or min(at + self._unit, self._rest) > offset + len(data)]
+        around = {at: self._checked_unit(at) for at in torn}
         new = array("I")
         for at in range(start, stop, self._unit):
             end = min(at + self._unit, self._rest)

@@ -71,8 +71,10 @@ class Sums:
 
     def _make(self) -> None:
         length = self._at + -(-self.size // self.unit) * 4
-        if os.fstat(self._fd).st_size < length:
-            os.ftruncate(self._fd, length)
+        facts = os.fstat(self._fd)
+        if facts.st_size < length or facts.st_blocks * 512 < length:
+            # All at once: data whose sum finds no room could not be read any more.
+            os.posix_fallocate(self._fd, 0, length)
         if not os.pread(self._fd, PAGE, 0).strip(b"\0"):
             os.fsync(self._fd)
             header = {"magic": MAGIC, "size": self.size, "unit": self.unit}

@@ -88,6 +88,23 @@ def test_short_last_unit_is_covered(wrap: Wrap, path: str, below: Recorder) -> N
     guard.close()
 
 
+@pytest.mark.parametrize(
+    ("back", "length"),
+    [(8192, 7680), (8192, 8192), (6656, 6656), (6656, 6144), (6144, 5632), (3072, 3072), (3072, 2560), (2560, 2560)],
+)
+def test_write_that_ends_in_a_short_last_unit_has_its_sums_right(
+    wrap: Wrap, path: str, below: Recorder, back: int, length: int
+) -> None:
+    """``back`` from the end; the last unit has 2560 bytes."""
+    below.size = SIZE - 1536
+    guard = Guarded(wrap(below, "checksum", path=path))
+    write(guard, b"o" * below.size)
+    offset = below.size - back
+    write(guard, b"n" * length, offset)
+    assert read(guard, 0, below.size) == b"o" * offset + b"n" * length + b"o" * (back - length)
+    guard.close()
+
+
 def test_write_that_failed_leaves_nothing_to_be_compared(below: Recorder, wrap: Wrap, path: str) -> None:
     guard = Guarded(wrap(below, "checksum", path=path))
     write(guard, b"x" * 8192)

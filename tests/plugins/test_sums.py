@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,29 @@ def sums(path: str) -> Iterator[Sums]:
 def test_sums_are_kept_and_unknown_where_never_written(sums: Sums) -> None:
     sums.write(7, array("I", [1, 2, 3]))
     assert list(sums.read(6, 5)) == [UNKNOWN, 1, 2, 3, UNKNOWN]
+
+
+def test_every_sum_has_its_place_on_the_medium_from_the_beginning(sums: Sums, path: str) -> None:
+    facts = os.stat(path)
+    assert facts.st_blocks * 512 >= facts.st_size >= SIZE // 4096 * 4
+
+
+def test_file_with_holes_is_filled_when_it_is_opened(path: str) -> None:
+    first = Sums(path, SIZE, 4096)
+    first.write(7, array("I", [1, 2, 3]))
+    first.close()
+    content = Path(path).read_bytes()
+    Path(path).unlink()
+    with open(path, "wb") as file:
+        file.truncate(len(content))
+        for at in range(0, len(content), 4096):
+            if any(page := content[at : at + 4096]):
+                os.pwrite(file.fileno(), page, at)
+    again = Sums(path, SIZE, 4096)
+    facts = os.stat(path)
+    assert facts.st_blocks * 512 >= facts.st_size
+    assert list(again.read(6, 5)) == [UNKNOWN, 1, 2, 3, UNKNOWN]
+    again.close()
 
 
 def test_sum_is_crc32c_and_never_unknown() -> None:
