@@ -199,6 +199,7 @@ class Copy(Pass):
                     raise Interrupted(position)
                 due = self._clock() + self._every
         self._checkpoint(self.source.size)
+        self.source.check_size()  # one that has grown in the meantime is not copied, and one that has shrunk never was
         return self.copied
 
     def _start(self, chunk: Extent) -> None:

@@ -77,6 +77,9 @@ class End(Protocol):
     def flush(self) -> None:
         """Return when all writes that are finished are on the medium."""
 
+    def check_size(self) -> None:
+        """Raise EndError where its size is not ``size`` any more."""
+
     def close(self) -> None:
         """Let go of it. Nothing is flushed."""
 
@@ -109,6 +112,8 @@ class FileEnd:
             try:
                 start = os.lseek(self.fd, offset, os.SEEK_DATA)
             except OSError as error:
+                if error.errno == errno.ENXIO:
+                    self.check_size()  # so it says at the end of a file that has become shorter too
                 yield Extent(offset, size - offset, data=error.errno != errno.ENXIO)
                 return
             if start > offset:
@@ -154,6 +159,11 @@ class FileEnd:
             os.fsync(self.fd)
         except OSError as error:
             raise EndError(f"{self.name}: cannot be flushed: {error.strerror}") from error
+
+    def check_size(self) -> None:
+        size = os.lseek(self.fd, 0, os.SEEK_END)
+        if size != self.size:
+            raise EndError(f"{self.name} has {size} bytes now, it had {self.size}")
 
     def close(self) -> None:
         os.close(self.fd)
@@ -212,6 +222,11 @@ class LunEnd:
             if error.key != SenseKey.ILLEGAL_REQUEST:  # there is no such command: there is no cache either
                 raise
 
+    def check_size(self) -> None:
+        size = self.disk.capacity().size
+        if size != self.size:
+            raise EndError(f"{self.name} has {size} bytes now, it had {self.size}")
+
     def close(self) -> None:
         self.disk.close()
 
@@ -255,6 +270,7 @@ def open_destination(name: str, source: End, *, force: bool, resume: bool, depth
         end.close()
         raise EndError(f"{name} has {end.size} bytes, not the {source.size} of {source.name}")
     end.fresh = True  # holes, but for what this copy has written
+    end.identity["inode"] = os.fstat(end.fd).st_ino  # another file would have something in the place of our holes
     return end
 
 

@@ -97,6 +97,10 @@ class MemoryEnd:
         assert not self._in_flight, "what is in flight is not covered by a flush"
         self.durable = bytes(self.content)
 
+    def check_size(self) -> None:
+        if len(self.content) != self.size:
+            raise EndError(f"{self.name} has {len(self.content)} bytes now, it had {self.size}")
+
     def close(self) -> None:
         self.calls.append(("close", 0, 0))
 

@@ -104,6 +104,16 @@ def test_file_that_becomes_shorter_is_told(sparse_file: Path) -> None:
     end.close()
 
 
+def test_file_that_becomes_shorter_has_no_hole_at_its_end(sparse_file: Path) -> None:
+    end = open_source(str(sparse_file), depth=1)
+    extents = end.extents()
+    assert next(extents).data
+    os.truncate(sparse_file, MIB)
+    with pytest.raises(EndError, match="bytes now"):
+        list(extents)
+    end.close()
+
+
 def test_file_that_exists_is_overwritten_by_force_only(sparse_file: Path) -> None:
     with pytest.raises(EndError, match="exists; --force"):
         destination_file(sparse_file, 10)
