@@ -64,6 +64,8 @@ class Job:
         with contextlib.ExitStack() as stack:
             source = open_source(self.source, depth=self.depth, **options)
             stack.callback(source.close)
+            if state is None:  # before the destination is emptied: what a state says of it is no longer true then
+                states.forget(self.state_path)
             destination = open_destination(
                 self.destination, source, force=self.force, resume=state is not None, depth=self.depth, **options
             )

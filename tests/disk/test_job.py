@@ -56,6 +56,41 @@ def test_interrupted_copy_is_begun_again_by_force(job: Job, tmp_path: Path) -> N
     assert (tmp_path / "destination").read_bytes() == (tmp_path / "source").read_bytes()
 
 
+def test_copy_killed_when_it_has_just_begun_again_is_not_resumed_from_the_old_place(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(job)
+    with monkeypatch.context() as patch:
+
+        def killed(path: Path, state: states.CopyState) -> None:
+            raise SystemExit
+
+        patch.setattr(states, "save", killed)
+        with pytest.raises(SystemExit):
+            dataclasses.replace(job, force=True).run()
+    assert not any((tmp_path / "destination").read_bytes())
+    assert dataclasses.replace(job, resume=True, force=True).run().begin == 0
+    assert (tmp_path / "destination").read_bytes() == (tmp_path / "source").read_bytes()
+
+
+def test_other_file_in_the_place_of_the_destination_is_not_resumed(job: Job, tmp_path: Path) -> None:
+    interrupt(job)
+    (tmp_path / "other").write_bytes(os.urandom(5 * MIB + 7))
+    (tmp_path / "other").rename(tmp_path / "destination")
+    with pytest.raises(EndError, match=r"the destination .* is not the one .*: another inode;"):
+        dataclasses.replace(job, resume=True).run()
+
+
+@pytest.mark.parametrize("size", [2 * MIB, 2 * MIB + 1, 9 * MIB])
+def test_source_whose_size_changes_under_the_copy_is_an_error(job: Job, tmp_path: Path, size: int) -> None:
+    def change() -> bool:
+        os.truncate(tmp_path / "source", size)
+        return False
+
+    with pytest.raises(EndError, match=r"has become|has \d+ bytes now"):
+        dataclasses.replace(job, depth=1).run(stop=change)
+
+
 def test_resume_without_a_state_begins_at_the_beginning(job: Job) -> None:
     assert dataclasses.replace(job, resume=True).run().begin == 0
     with pytest.raises(EndError, match="exists"):
