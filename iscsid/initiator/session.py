@@ -392,11 +392,11 @@ class InitiatorSession:
         requests = self._requests
         while requests and (isinstance(requests[0], Management) or connection.window_open):
             request = requests.popleft()
-            victim = request.victim if isinstance(request, Management) else None
-            if victim is not None and connection.tasks.get(victim.tag) is not victim:
-                request.response = TmfResponse.TASK_DOES_NOT_EXIST  # its tag may be another one's by now
-                request.end()
-                continue
+            if isinstance(request, Management) and (victim := request.victim) is not None:
+                if connection.tasks.get(victim.tag) is not victim:
+                    request.response = TmfResponse.TASK_DOES_NOT_EXIST  # its tag may be another one's by now
+                    request.end()
+                    continue
             request.deadline = now + request.timeout
             connection.ask(request)
         queue = self._queue

@@ -164,7 +164,11 @@ def test_text_in_pieces_is_joined(world: World) -> None:
 
 @pytest.mark.parametrize(
     "pdu",
-    [TextResponse(final=True, data=b"\xff\xfe="), TextResponse(final=True, data=b"no pair\0"), TaskManagementResponse()],
+    [
+        TextResponse(final=True, data=b"\xff\xfe="),
+        TextResponse(final=True, data=b"no pair\0"),
+        TaskManagementResponse(),
+    ],
     ids=["not utf-8", "no pair", "management"],
 )
 def test_text_that_is_answered_wrongly_ends_with_the_connection(world: World, pdu: Any) -> None:

@@ -70,7 +70,9 @@ def test_status_is_an_exception(status: int, kind: type[InitiatorError]) -> None
 
 
 def test_recovered_error_is_a_success() -> None:
-    assert error_of(Status.CHECK_CONDITION, bytes((0x70, 0, 1, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x17, 1, 0, 0, 0, 0))) is None
+    assert (
+        error_of(Status.CHECK_CONDITION, bytes((0x70, 0, 1, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x17, 1, 0, 0, 0, 0))) is None
+    )
     assert error_of(Status.CHECK_CONDITION, bytes((0x72, 1, 0x17, 1, 0, 0, 0, 0))) is None
 
 

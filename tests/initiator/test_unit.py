@@ -52,7 +52,9 @@ def test_extents_are_cut_to_what_was_asked() -> None:
         unit.extents(data, 16 * 512, 20 * 512)
 
 
-@pytest.mark.parametrize("second", ["0000000000000012 00000004", "0000000000000008 00000004", "0000000000000000 00000010"])
+@pytest.mark.parametrize(
+    "second", ["0000000000000012 00000004", "0000000000000008 00000004", "0000000000000000 00000010"]
+)
 def test_extents_end_where_they_are_not_without_a_gap(second: str) -> None:
     """What lies in the gap would be taken for nothing: it is asked about by itself."""
     unit = unit_of()
