@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 from iscsid.errors import IscsidError, LoginError, PluginError
@@ -139,11 +139,17 @@ class Guest:
             return False
         return bool(self.user) or not self._gate.asks(target)
 
-    def may_go_on(self) -> bool:
-        """Whether a login that is not over may go on: by this gate he would have to pass no more than he was asked."""
+    def may_go_on(self, gone: Collection[str] = ()) -> bool:
+        """Whether a login that is not over may go on: by this gate he would have to pass no more than he was asked.
+
+        ``gone`` are the targets that this worker has no more. A guest who has not said yet where he wants to go will
+        be asked what is right by then.
+        """
         if self._asked is None:
             return True
         target, initiator = self._asked
+        if target in gone:
+            return False
         if target and not self._gate.admits(target, initiator, self.host):
             return False
         return self._authenticator is not None or not self._gate.asks(target)

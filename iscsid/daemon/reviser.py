@@ -165,12 +165,14 @@ class Reviser:
             self._do(*self._queue.popleft())
 
     def _held(self, number: int, problem: str) -> None:
-        self._send(Held(number, problem[:REASON_LIMIT]))
+        if not self._undone:
+            self._send(Held(number, problem[:REASON_LIMIT]))
         self._free()
 
     def _worked(self, number: int, answer: str | None, error: Exception | None) -> None:
         problem = "" if error is None else str(error) or type(error).__name__
-        self._send(Worked(number, answer or "", problem[:REASON_LIMIT]))
+        if not self._undone:
+            self._send(Worked(number, answer or "", problem[:REASON_LIMIT]))
         self._free()
 
     def _revise(self, number: int, fd: int | None) -> None:
@@ -279,8 +281,7 @@ class Reviser:
         engine, now = link.engine, time.monotonic()
         node = engine.node
         if link.established is None:
-            if done.removed or not guest.may_go_on():
-                # It may be on its way to what has gone, or where it would not be let in any more.
+            if not guest.may_go_on([gone.name for gone in done.removed]):
                 link.close("the configuration has changed")
         elif node in done.removed:
             engine.connection.request_logout(int(LOGOUT_SECONDS))

@@ -172,6 +172,15 @@ def test_login_under_way_goes_on_only_where_another_gate_asks_no_more(spec: Targ
     assert stranger.may_go_on()  # nothing was asked of him yet
 
 
+def test_login_under_way_ends_where_its_own_target_has_gone() -> None:
+    gate = gate_of(TargetSpec("iqn.a"), TargetSpec("iqn.b"))
+    for target, goes_on in (("iqn.a", False), ("iqn.b", True), ("", True), (None, True)):
+        guest = guest_of(gate)
+        if target is not None:
+            guest.challenge(target, "iqn.host")
+        assert guest.may_go_on(["iqn.a"]) is goes_on
+
+
 def test_login_that_has_to_prove_something_goes_on_behind_another_gate() -> None:
     guest = guest_of(gate_of(TargetSpec("iqn.a", auth=auth(JOE))))
     guest.challenge("iqn.a", "iqn.host")

@@ -11,7 +11,7 @@ from worker_kit import BLOCK, TARGET, MemoryDevice, Running, SlowDevice, lun_of,
 
 from iscsid.daemon.revision import Key, Revision, write
 from iscsid.plugin import Descriptor
-from iscsid.shared.messages import Commit, Lend, Revise, Revised, SessionClosed, Undo
+from iscsid.shared.messages import Commit, Lend, Revise, Revised, SessionClosed, SessionOpened, Undo
 from iscsid.specs import LunSpec, ServerSpec, TargetSpec
 
 READY = bytes(16)
@@ -180,3 +180,25 @@ def test_login_under_way_to_a_target_that_lets_it_in_no_more_is_closed() -> None
         worker.channel.send(Commit(1))
         early.sock.settimeout(8)  # before the time for a login is up
         assert early.at_end()
+
+
+def test_login_under_way_outlives_the_removal_of_a_target_that_it_is_not_for() -> None:
+    with running(lun_of(MemoryDevice())) as worker:
+        logins = {}
+        for tsih, target in ((1, TARGET), (2, None)):
+            initiator = worker.connect(tsih, isid=tsih, target=target)
+            login = initiator.login.start()
+            login.transit = False  # let in, and not in full feature phase yet
+            initiator.send(login)
+            logins[target] = initiator, initiator.receive()
+        revise(worker, 1)
+        worker.wait_for(Revised, done=False)
+        worker.channel.send(Commit(1))
+        assert logins[TARGET][0].at_end()
+        worker.wait_for(SessionClosed, tsih=1)
+        initiator, response = logins[None]
+        while requests := initiator.login.receive(response):
+            initiator.send(*requests)
+            response = initiator.receive()
+        assert initiator.login.done
+        worker.wait_for(SessionOpened, tsih=2)
