@@ -392,11 +392,10 @@ class InitiatorSession:
         requests = self._requests
         while requests and (isinstance(requests[0], Management) or connection.window_open):
             request = requests.popleft()
-            if isinstance(request, Management) and (victim := request.victim) is not None:
-                if connection.tasks.get(victim.tag) is not victim:
-                    request.response = TmfResponse.TASK_DOES_NOT_EXIST  # its tag may be another one's by now
-                    request.end()
-                    continue
+            if isinstance(request, Management) and _comes_too_late(request, connection):
+                request.response = TmfResponse.TASK_DOES_NOT_EXIST
+                request.end()
+                continue
             request.deadline = now + request.timeout
             connection.ask(request)
         queue = self._queue
@@ -553,6 +552,12 @@ class InitiatorSession:
     def _again(task: Task) -> None:
         task.attempts += 1
         task.reset()
+
+
+def _comes_too_late(request: Management, connection: InitiatorConnection) -> bool:
+    """Whether the task to be aborted is not at the target: its tag may be another one's by now."""
+    victim = request.victim
+    return victim is not None and connection.tasks.get(victim.tag) is not victim
 
 
 def _inexact(task: Task) -> InitiatorError | None:
