@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import mmap
 import os
 import stat
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from typing import Any
 from iscsid.plugin import BackendInfo, BlockError, Capabilities, Descriptor, Fault, Option, Support, hookimpl
 
 from . import linux
-from .descriptor import DescriptorDevice, reopen
+from .descriptor import UNREADABLE, DescriptorDevice, reopen
 
 OPTIONS = (
     Option("path", "path", required=True, doc="the device, best by a name in /dev/disk/by-id"),
@@ -33,6 +34,8 @@ _claims: dict[int, set[int]] = {}  # of this process: device number -> descripto
 class BlockDevice(DescriptorDevice):
     """A block device open at ``fd``; ``claim`` is the descriptor opened with O_EXCL, or ``fd`` where there is none."""
 
+    deferred = (*UNREADABLE, errno.ENOSPC)
+
     def __init__(self, fd: int, name: str, *, claim: int | None, direct: bool = False, readonly: bool = False) -> None:
         super().__init__(fd, name, waits=True, direct=direct)
         self._claim = fd if claim is None else claim
@@ -40,6 +43,7 @@ class BlockDevice(DescriptorDevice):
         self._queue = linux.queue_facts(os.fstat(fd).st_rdev)
         self.size = facts.size
         self.block_size = facts.logical_block_size
+        self._page = max(mmap.PAGESIZE, self.block_size)  # what the page cache reads at least
         self.physical_block_size = facts.physical_block_size
         self.minimum_io = facts.minimum_io
         self.optimal_io = facts.optimal_io
@@ -49,6 +53,37 @@ class BlockDevice(DescriptorDevice):
         self.discard_alignment = self._queue.discard_alignment
         if direct:
             self.alignment = self.block_size
+
+    def _read_around(self, buffer: memoryview, offset: int, error: OSError) -> int:
+        """In the page cache, one bad sector makes all of its page unreadable, so that is read past it."""
+        if self._direct or error.errno not in UNREADABLE:
+            return super()._read_around(buffer, offset, error)
+        fd = reopen(self._fd, self._name, os.O_RDONLY | os.O_DIRECT)
+        try:
+            return self._read_blocks(fd, buffer[: self._page - offset % self._page], offset)
+        finally:
+            os.close(fd)
+
+    def _write_around(self, data: memoryview, offset: int, error: OSError) -> int:
+        """Write a part of a page past the page cache, which fails to read the rest of it: for the disk, a write is what
+        makes a bad sector good. That there is no space says that the device has become smaller."""
+        if error.errno == errno.ENOSPC and offset + len(data) > self.current_size():
+            raise self._cut(Fault.WRITE_ERROR, offset) from error
+        length = min(len(data), self._page - offset % self._page)
+        if self._direct or error.errno not in UNREADABLE or length == self._page:
+            raise error
+        scratch = memoryview(mmap.mmap(-1, self._page))[:length]
+        scratch[:] = data[:length]
+        fd = reopen(self._fd, self._name, os.O_WRONLY | os.O_DIRECT)
+        try:
+            return os.pwrite(fd, scratch, offset)
+        finally:
+            os.close(fd)
+
+    def _cut(self, fault: Fault, offset: int) -> BlockError:
+        if self.current_size():
+            return super()._cut(fault, offset)
+        return BlockError(Fault.NOT_READY, f"{self._name} is gone: unplugged, or without a medium")
 
     def current_size(self) -> int:
         return linux.block_geometry(self._fd).size

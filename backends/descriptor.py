@@ -27,6 +27,8 @@ class DescriptorDevice(Device):
     """
 
     threading = Threading.PARALLEL
+    #: What ``write`` may be able to deal with, and a write in the worker's loop is not.
+    deferred: tuple[int, ...] = UNREADABLE
 
     def __init__(self, fd: int, name: str, *, waits: bool, direct: bool, dsync: bool = True) -> None:
         self._fd = fd
@@ -41,7 +43,7 @@ class DescriptorDevice(Device):
 
     def _bind_nowait(self) -> None:
         """Put closures in the place of the two hot methods: the system call is all they do."""
-        write, pwrite, fd = self.write, os.pwrite, self._fd
+        write, pwrite, fd, deferred = self.write, os.pwrite, self._fd, self.deferred
 
         def write_nowait(data: memoryview, offset: int) -> None:
             if pwrite(fd, data, offset) != len(data):
@@ -51,8 +53,8 @@ class DescriptorDevice(Device):
             try:
                 write_nowait(data, offset)
             except OSError as error:
-                if error.errno in UNREADABLE:
-                    raise BlockingIOError from error  # what write makes of it may take time
+                if error.errno in deferred:
+                    raise BlockingIOError from error
                 raise
 
         self.write_nowait = write_or_leave if self._waits else write_nowait  # type: ignore[method-assign]
@@ -72,7 +74,7 @@ class DescriptorDevice(Device):
             except OSError as error:
                 count = self._read_around(buffer[done:], offset + done, error)
             if not count:
-                raise self._cut(offset + done)
+                raise self._cut(Fault.READ_ERROR, offset + done)
             done += count
 
     def _read_around(self, buffer: memoryview, offset: int, error: OSError) -> int:
@@ -109,10 +111,9 @@ class DescriptorDevice(Device):
         """Write what ``error`` has come of in another way; how many bytes that is, or ``error`` again."""
         raise error
 
-    def _cut(self, offset: int) -> BlockError:
+    def _cut(self, fault: Fault, offset: int) -> BlockError:
         """The medium ends before its size."""
-        words = f"{self._name} ends at {offset}: it was cut while in use"
-        return BlockError(Fault.READ_ERROR, words, at=(self, offset))
+        return BlockError(fault, f"{self._name} ends at {offset}: it was cut while in use", at=(self, offset))
 
     def write(self, data: memoryview, offset: int) -> None:
         done = 0

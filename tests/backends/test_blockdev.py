@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_disk import bad_disk
 from iscsid_backends import blockdev, linux
 
 from iscsid.block.guard import Guarded
-from iscsid.errors import PluginError
+from iscsid.errors import BlockError, Fault, PluginError
 from iscsid.plugin import Support
 from iscsid.plugin.manager import Plugins
 
@@ -257,3 +258,117 @@ def test_direct_and_buffered_handles_agree(plugins: Plugins, loops: Any) -> None
     direct.read_into(memoryview(buffer), 4096)
     assert buffer == b"x" * 4096
     closed(plugins, prepared, buffered, direct)
+
+
+# Bad sectors. The page cache makes a page of them, which is eight of these blocks.
+
+
+def unread(guard: Guarded, offset: int, length: int) -> int | None:
+    with pytest.raises(BlockError, match=f"byte {2052 * 512} cannot be read: Input/output error") as caught:
+        guard.read_into(memoryview(bytearray(length)), offset)
+    assert caught.value.fault is Fault.READ_ERROR
+    return caught.value.block
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_bad_sector_is_told_and_costs_its_neighbours_nothing(plugins: Plugins, tmp_path: Path, direct: bool) -> None:
+    with bad_disk(tmp_path / "bad", 4 * MIB, 2052 * 512 + 100) as path:
+        prepared, guard = opened(plugins, path, direct=direct)
+        blocks = {block: bytes([block % 256]) * 512 for block in (2050, 2051, 2053)}
+        for block, content in blocks.items():
+            guard.write(memoryview(content), 512 * block)
+        guard.flush()
+        for offset, length in ((1024 * 512, MIB), (2048 * 512, 4096), (2052 * 512, 512)):
+            assert unread(guard, offset, length) == 2052
+        for block, content in blocks.items():
+            found = bytearray(512)
+            guard.read_into(memoryview(found), 512 * block)
+            assert found == content
+        before = os.listdir("/proc/self/fd")
+        unread(guard, 2048 * 512, 4096)
+        guard.write(memoryview(b"x" * 512), 512 * 2049)
+        assert os.listdir("/proc/self/fd") == before
+        closed(plugins, prepared, guard)
+
+
+@pytest.mark.parametrize("fua", [False, True])
+@pytest.mark.parametrize("now", [False, True])
+def test_bad_sector_that_is_written_is_good_again(plugins: Plugins, tmp_path: Path, fua: bool, now: bool) -> None:
+    with bad_disk(tmp_path / "bad", 4 * MIB, 2052 * 512 + 100) as path:
+        prepared, guard = opened(plugins, path)
+        assert unread(guard, 2048 * 512, 4096) == 2052
+        content = bytes(range(256)) * 4
+        if now:
+            with pytest.raises(BlockingIOError):  # which is not for the loop to do
+                guard.write_now(memoryview(content), 512 * 2052)
+        guard.write(memoryview(content), 512 * 2052, fua=fua)
+        guard.flush()
+        found = bytearray(4096)
+        guard.read_into(memoryview(found), 2048 * 512)
+        assert found == bytes(2048) + content + bytes(1024)
+        closed(plugins, prepared, guard)
+
+
+# A device that becomes smaller, or goes.
+
+
+def resized(loop: str, size: int) -> None:
+    os.truncate(Path(f"/sys/block/{Path(loop).name}/loop/backing_file").read_text().strip(), size)
+    subprocess.run(["losetup", "--set-capacity", loop], check=True)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize(
+    ("left", "fault", "words"),
+    [(0, Fault.NOT_READY, "is gone"), (MIB, None, f"ends at {MIB}: it was cut while in use")],
+)
+def test_device_that_goes_or_is_cut_is_not_taken_for_a_full_one(
+    plugins: Plugins, loops: Any, direct: bool, left: int, fault: Fault | None, words: str
+) -> None:
+    path = loops.attach(4 * MIB)
+    prepared, guard = opened(plugins, path, direct=direct)
+    resized(path, left)
+    data = memoryview(bytearray(8192))
+    if not direct:
+        with pytest.raises(BlockingIOError):
+            guard.write_now(data, MIB)
+    calls = [
+        (Fault.READ_ERROR, lambda: guard.read_into(data, MIB)),
+        (Fault.WRITE_ERROR, lambda: guard.write(data, MIB)),
+        (Fault.WRITE_ERROR, lambda: guard.write(data, MIB, fua=True)),
+    ]
+    for kind, call in calls:
+        with pytest.raises(BlockError, match=words) as caught:
+            call()
+        assert caught.value.fault is (fault or kind)
+    assert guard.current_size() == left
+    resized(path, 4 * MIB)
+    for _, call in calls:
+        call()
+    guard.flush()
+    closed(plugins, prepared, guard)
+
+
+def test_device_that_has_grown_is_opened_with_its_new_size(plugins: Plugins, loops: Any) -> None:
+    path = loops.attach(4 * MIB)
+    prepared, guard = opened(plugins, path)
+    resized(path, 8 * MIB)
+    assert (guard.size, guard.current_size()) == (4 * MIB, 8 * MIB)
+    again = Guarded(plugins.open("block", prepared))
+    assert again.size == 8 * MIB
+    again.write(memoryview(b"x" * 4096), 8 * MIB - 4096)
+    again.flush()
+    closed(plugins, prepared, guard, again)
+
+
+def test_other_error_than_that_of_a_sector_is_not_read_around(
+    plugins: Plugins, loops: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*arguments: Any) -> None:
+        raise OSError(errno.ENODEV, "gone")
+
+    prepared, guard = opened(plugins, loops.attach())
+    monkeypatch.setattr(os, "preadv", gone)
+    with pytest.raises(OSError, match="gone"):
+        guard.read_into(memoryview(bytearray(4096)), 0)
+    closed(plugins, prepared, guard)
