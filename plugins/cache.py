@@ -191,6 +191,7 @@ class Cache(Filter):
             torn = [part for part in absent if part[1:] != (part[0] * self._unit, self._end_of(part[0]))]
             if torn and not wait:
                 return False
+            self._version += 1  # before the first of them is here: the next may fail
             # Those that are here first: once dirty, they do not have to make room for the others.
             for block, start, stop in parts:
                 if block in self._slots:
@@ -202,7 +203,6 @@ class Cache(Filter):
                     self._slots.patch(block, part, start - block * self._unit)
                 else:
                     self._slots.put(block, part, dirty=True)
-            self._version += 1
             return True
         finally:
             self._mutex.release()

@@ -134,6 +134,31 @@ def test_flush_that_cannot_write_fails_until_it_can_and_loses_nothing(below: Rec
     guard.close()
 
 
+def test_read_that_meets_a_write_that_fails_half_way_is_not_kept(below: Recorder, wrap: Wrap) -> None:
+    below.memory[:] = b"o" * SIZE
+    device = wrap(below, "cache", **BACK)
+    guard = Guarded(device)
+    plain = below.read_into
+    met: list[bytes] = []
+
+    def slow(buffer: memoryview, offset: int) -> None:
+        plain(buffer, offset)
+        if offset:
+            raise OSError(5, "a scratch")
+        if not met:
+            met.append(bytes(buffer))
+            with pytest.raises(OSError, match="a scratch"):
+                write(guard, b"n" * 4608)  # a whole block, and a part of one that cannot be read
+            guard.flush()
+            device._slots.drop(0)  # as if many others had come
+
+    below.read_into = slow  # type: ignore[method-assign]
+    assert read(guard) == b"o" * 4096
+    assert below.memory[:4096] == b"n" * 4096
+    assert read(guard) == b"n" * 4096
+    guard.close()
+
+
 def test_discard_keeps_what_is_dirty_around_it(below: Recorder, wrap: Wrap) -> None:
     guard = Guarded(wrap(below, "cache", **BACK))
     write(guard, b"x" * 16384)
