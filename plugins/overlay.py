@@ -2,7 +2,8 @@
 
 The file begins with a page of JSON that says what it belongs to, then comes the bitmap, a bit for each cluster, then
 the clusters, each in its own place, so the file is sparse. The bitmap that counts while the device is open is in
-memory, in a memfd that the supervisor holds: what a dying worker had written is there for the next one.
+memory, in a memfd that the supervisor holds: what a dying worker had written is there for the next one. It is of the
+content that has the same ``id``, a random number: a file that was emptied or replaced meanwhile has another one.
 
 Order of what reaches the disk: a cluster is written whole before its bit is set; ``sync`` puts the clusters on the
 medium, then the bits, and then syncs again. So a bit on the medium has its cluster there. A crash in between costs
@@ -24,6 +25,7 @@ from iscsid.plugin import BlockError, Fault
 
 MAGIC: Final = "iscsid cow 1"
 PAGE: Final = 4096
+_ID: Final = 16  # bytes
 _SPOILT: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -35,6 +37,7 @@ class Overlay:
 
     def __init__(self, fd: int, bits: int, size: int, cluster: int, *, durable: bool, name: str = "overlay") -> None:
         self._fd, self._bits, self.size, self.name, self.durable = fd, bits, size, name, durable
+        self._id = bytes(_ID)
         self.cluster = self._adopt(cluster)
         self.count = -(-size // self.cluster)
         self._bitmap_pages = -(-self.count // (8 * PAGE))
@@ -55,10 +58,11 @@ class Overlay:
         try:
             said: Any = json.loads(header)
             magic, size, cluster = said["magic"], said["size"], said["cluster"]
+            self._id = bytes.fromhex(said.get("id", bytes(_ID).hex()))
         except (ValueError, TypeError, KeyError) as error:
             raise BlockError(Fault.INVALID, f"{self.name}: not an overlay") from error
         sound = isinstance(cluster, int) and PAGE <= cluster <= 1 << 24 and not cluster & (cluster - 1)
-        if magic != MAGIC or not sound:
+        if magic != MAGIC or not sound or len(self._id) != _ID:
             raise BlockError(Fault.INVALID, f"{self.name}: not an overlay")
         if size != self.size:
             raise BlockError(Fault.INVALID, f"{self.name}: belongs to a device of {size} bytes, not {self.size}")
@@ -69,22 +73,32 @@ class Overlay:
         length = self._data + self.count * self.cluster
         if os.fstat(self._fd).st_size < length:
             os.ftruncate(self._fd, length)
+        if self.durable:
+            os.posix_fallocate(self._fd, 0, self._data)  # a bitmap that finds no room costs the clusters
         if not os.pread(self._fd, PAGE, 0).strip(b"\0"):
             if self.durable:
                 os.fsync(self._fd)
-            header = {"magic": MAGIC, "size": self.size, "cluster": self.cluster}
-            os.pwrite(self._fd, json.dumps(header).encode().ljust(PAGE, b"\0"), 0)
-            if self.durable:
-                os.fsync(self._fd)
+            self._be_new()
+
+    def _be_new(self) -> None:
+        """What is here from now on is no continuation of what was here."""
+        self._id = os.urandom(_ID)
+        header = {"magic": MAGIC, "size": self.size, "cluster": self.cluster, "id": self._id.hex()}
+        os.pwrite(self._fd, json.dumps(header).encode().ljust(PAGE, b"\0"), 0)
+        if self.durable:
+            os.fsync(self._fd)
 
     def _load(self) -> mmap.mmap:
-        """The bits: of the worker before, or of the file. The first byte of the memfd tells that they are there."""
+        """The bits: of the worker before, or of the file. The memfd begins with a byte that tells that they are there,
+        and the id of what they belong to."""
         length = self._bitmap_pages * PAGE
         if not os.fstat(self._bits).st_size:
             os.posix_fallocate(self._bits, 0, PAGE + length)
         area = mmap.mmap(self._bits, PAGE + length)
-        if not area[0]:
+        if not area[0] or area[1 : 1 + _ID] != self._id:
+            area[0] = 0
             area[PAGE:] = os.pread(self._fd, length, PAGE).ljust(length, b"\0")
+            area[1 : 1 + _ID] = self._id
             area[0] = 1
         elif self.durable:
             self._unsaved.update(range(self._bitmap_pages))  # nobody knows what the one before had saved
@@ -163,6 +177,8 @@ class Overlay:
 
     def clear(self) -> None:
         """Forget all clusters, on the medium too. Nobody may use the overlay meanwhile."""
+        self._be_new()
+        self._map[1 : 1 + _ID] = self._id
         self._map[PAGE:] = bytes(len(self._map) - PAGE)
         self._unsaved.update(range(self._bitmap_pages))
         self.sync()

@@ -81,6 +81,36 @@ def test_memory_of_the_supervisor_outlives_the_worker(opened: Any) -> None:
     os.close(bits)
 
 
+@pytest.mark.parametrize("how", ["emptied", "replaced"])
+def test_memory_of_the_supervisor_is_not_that_of_a_file_that_was_emptied_or_replaced(
+    opened: Any, path: str, how: str
+) -> None:
+    """By a tool, for instance, while no worker had it open."""
+    bits = os.memfd_create("bits")
+    first = opened(bits)
+    fill(first, 5, b"b")
+    first.sync()
+    first.close()
+    if how == "emptied":
+        tool = opened()
+        tool.clear()
+        tool.close()
+    else:
+        Path(path).unlink()
+        opened().close()
+    second = opened(bits)
+    assert not any(second.has(index) for index in range(second.count))
+    fill(second, 6, b"c")
+    second.close()
+    assert opened(bits).has(6)
+    os.close(bits)
+
+
+def test_bitmap_has_its_place_on_the_medium(opened: Any, path: str) -> None:
+    opened()
+    assert os.stat(path).st_blocks * 512 >= 2 * PAGE
+
+
 def test_runs_cut_a_range_at_every_change(opened: Any) -> None:
     over = opened()
     over.mark(1, 3)
@@ -112,6 +142,9 @@ def test_file_of_another_device_or_kind_is_refused(opened: Any, path: str) -> No
     opened().close()
     with pytest.raises(BlockError, match="belongs to a device of 164352 bytes, not 512"):
         opened(size=512)
+    Path(path).write_bytes(b'{"magic": "iscsid cow 1", "size": 164352, "cluster": 4096, "id": "00"}'.ljust(PAGE))
+    with pytest.raises(BlockError, match="not an overlay"):
+        opened()
     Path(path).write_bytes(b"precious" * 1000)
     with pytest.raises(BlockError, match="not an overlay"):
         opened()
