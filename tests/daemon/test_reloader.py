@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 
 from iscsid.block.device import Sharing
+from iscsid.daemon import reloader
 from iscsid.daemon.errors import StartError
 from iscsid.daemon.media import Media
 from iscsid.daemon.reloader import CLOSE_SECONDS, OPEN_SECONDS, Answer, Reloader
 from iscsid.errors import BlockError, ConfigError, Fault, Problem
 from iscsid.shared.figures import FigureTable
-from iscsid.shared.messages import Commit, Lend, Message, Revise, Revised, Undo
+from iscsid.shared.messages import Commit, Held, Hold, Lend, Message, Revise, Revised, Undo, Work, Worked
 from iscsid.specs import LunSpec, ServerSpec, TargetSpec
 
 FIRST = LunSpec(0, "file", {"path": "/a", "size": 512}, serial="A")
@@ -43,7 +45,10 @@ class Plugins(SimpleNamespace):
     def implements(self, backend: str, hook: str) -> bool:
         return backend == "file" and hook == "iscsid_resize"
 
-    def prepare(self, backend: str, options: Any) -> Any:
+    def role_under(self, layers: Any, role: str) -> str:
+        return role
+
+    def prepare(self, backend: str, options: Any, role: str = "worker") -> Any:
         if self.refuse == options["path"]:
             raise BlockError(Fault.INVALID, "planted")
         self.log.append(("prepare", options["path"]))
@@ -298,8 +303,207 @@ def test_descriptors_go_before_the_revision(rig: Rig) -> None:
     from iscsid.plugin import Descriptor
 
     reader, writer = os.pipe()
-    rig.plugins.prepare = lambda backend, options: {**options, "claim": Descriptor(writer)}
+    rig.plugins.prepare = lambda backend, options, role="worker": {**options, "claim": Descriptor(writer)}
     rig.reload()
     assert rig.told(0) == [Lend, Revise]
     os.close(reader)
     os.close(writer)
+
+
+# A medium that one process has.
+
+LONELY = replace(FIRST, backend="lonely", options={"path": "/a"})
+ALONE = ServerSpec(targets=(TargetSpec("disk", (LONELY,)),))
+
+
+@pytest.fixture
+def alone(rig: Rig) -> Rig:
+    """Worker 1 has the disk."""
+    rig.server.spec = ALONE
+    rig.server.owners = {"disk": 1}
+    rig.server.media = Media(ALONE, rig.plugins)  # type: ignore[arg-type]
+    rig.plugins.log.clear()
+    return rig
+
+
+def held(rig: Rig, *indices: int, error: str = "", number: int = 1) -> None:
+    for index in indices:
+        rig.reloader.on_answer(rig.fleet.children[index], Held(number, error), 0.0)
+
+
+def worked(rig: Rig, answer: str = "{}", error: str = "", number: int = 1) -> None:
+    rig.reloader.on_answer(rig.fleet.children[1], Worked(number, answer, error), 0.0)
+
+
+def snapshot(rig: Rig, action: str = "create", name: str = "x") -> None:
+    rig.reloader.snapshot("disk", 0, action, name, rig.answers.append, 0.0)
+
+
+def test_snapshot_is_taken_by_the_owner_when_every_worker_has_closed_the_medium(alone: Rig) -> None:
+    snapshot(alone)
+    assert alone.told(0) == alone.told(1) == [Hold]
+    held(alone, 0)
+    assert alone.told(1) == [Hold]
+    held(alone, 1)
+    assert (alone.told(0), alone.told(1)) == ([Hold], [Hold, Work])
+    asked = alone.fleet.children[1].told[-1]
+    assert (asked.verb, json.loads(asked.arguments)) == ("snapshot", {"action": "create", "name": "x"})
+    worked(alone, '{"snapshots": [1]}')
+    assert alone.told(1) == [Hold, Work, Revise]
+    alone.say(0, 1)
+    assert alone.told(0) == [Hold, Revise, Commit]
+    assert not alone.answers
+    alone.say(0, 1, done=True)
+    assert alone.answers == [Answer((("target disk lun 0", "snapshot x created"),), facts={"snapshots": [1]})]
+    assert alone.plugins.log == [("prepare", "/a"), ("release", "/a")]
+
+
+@pytest.mark.parametrize("step", ["hold", "work", "open", "late"])
+def test_failure_on_the_way_opens_the_medium_again(alone: Rig, step: str) -> None:
+    snapshot(alone)
+    held(alone, 0)
+    if step == "hold":
+        held(alone, 1, error="planted")
+    else:
+        held(alone, 1)
+        if step == "work":
+            worked(alone, error="planted")
+        elif step == "late":
+            alone.reloader.expire(OPEN_SECONDS)
+        else:
+            worked(alone)
+            alone.say(0, 1, error="planted")
+    (answer,) = alone.answers
+    words = "not done within 30 seconds: worker 1" if step == "late" else "planted"
+    assert not answer.rows and answer.problems[0].startswith(words)
+    assert ("is done to the medium" in answer.problems[0]) == (step == "open")
+    assert alone.told(0)[-1] == alone.told(1)[-1] == Undo
+    assert alone.plugins.log == [("prepare", "/a"), ("release", "/a")]
+    assert alone.server.spec == ALONE and alone.reloader.deadline() is None
+
+
+def test_owner_that_dies_at_the_work_may_have_done_it_or_not(alone: Rig) -> None:
+    snapshot(alone)
+    held(alone, 0, 1)
+    alone.reloader.on_death(alone.fleet.children[1], 0.0)
+    assert "worker 1 died" in alone.answers[0].problems[0]
+    assert alone.told(0) == [Hold, Undo]
+
+
+def test_owner_that_dies_before_the_work_is_missed(alone: Rig) -> None:
+    snapshot(alone)
+    held(alone, 0)
+    owner = alone.fleet.children.pop()
+    alone.reloader.on_death(owner, 0.0)
+    assert "about to be replaced" in alone.answers[0].problems[0]
+
+
+def test_owner_that_dies_after_the_work_is_not_waited_for(alone: Rig) -> None:
+    snapshot(alone)
+    held(alone, 0, 1)
+    worked(alone)
+    alone.reloader.on_death(alone.fleet.children.pop(), 0.0)
+    alone.say(0)
+    alone.say(0, done=True)
+    assert alone.answers[0].rows == (("target disk lun 0", "snapshot x created"),)
+
+
+def test_worker_that_becomes_ready_on_the_way_closes_and_opens_as_well(alone: Rig) -> None:
+    snapshot(alone)
+    held(alone, 0, 1)
+    worked(alone)
+    born = Child(index=9, told=[], killed="")
+    alone.fleet.children.append(born)
+    alone.reloader.on_ready(born, 0.0)
+    assert [type(message) for message in born.told] == [Hold, Revise]
+    alone.say(0, 1)
+    held(alone, 2)
+    assert alone.told(0) == [Hold, Revise]
+    alone.say(2)
+    assert alone.told(0) == [Hold, Revise, Commit]
+
+
+def test_list_holds_nothing_and_changes_nothing(alone: Rig) -> None:
+    snapshot(alone, "list", "")
+    assert (alone.told(0), alone.told(1)) == ([], [Work])
+    worked(alone, '{"snapshots": []}')
+    assert alone.answers == [Answer(facts={"snapshots": []})]
+    assert alone.told(1) == [Work, Undo]
+    assert alone.plugins.log == []
+
+
+def test_back_end_without_snapshots_is_named(rig: Rig) -> None:
+    snapshot(rig)
+    assert rig.answers[0].problems == ("target disk lun 0: the back end file has no snapshots",)
+    assert rig.told(0) == []
+
+
+def test_other_data_are_told_after_going_back_only(alone: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(reloader, "write", lambda revision: sent.append(revision) or (os.open("/dev/null", 0), []))
+    for number, action in enumerate(("create", "apply"), 1):
+        snapshot(alone, action)
+        held(alone, 0, 1, number=number)
+        worked(alone, number=number)
+        alone.say(0, 1, number=number)
+        alone.say(0, 1, number=number, done=True)
+    assert [revision.other for revision in sent[::2]] == [frozenset(), {("disk", 0)}]
+    assert [revision.stays for revision in sent] == [{("disk", 0)}] * 4
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_medium_of_one_process_is_resized_by_its_owner(alone: Rig, cut: bool) -> None:
+    alone.reloader.reopen("disk", 0, alone.answers.append, 0.0, 1024, cut)
+    held(alone, 0, 1)
+    asked = alone.fleet.children[1].told[-1]
+    assert (asked.verb, json.loads(asked.arguments)) == ("resize", {"size": 1024, "shrink": cut})
+    worked(alone)
+    alone.say(0, 1)
+    alone.say(0, 1, done=True)
+    assert alone.answers[0].rows == (("target disk lun 0", "resized"),)
+    assert alone.server.spec == ALONE
+
+
+def test_shared_medium_is_cut_by_one_when_all_have_closed_it(rig: Rig) -> None:
+    rig.reloader.reopen("disk", 0, rig.answers.append, 0.0, 100, True)
+    held(rig, 0, 1)
+    assert (rig.told(0), rig.told(1)) == ([Hold, Work], [Hold])
+    rig.reloader.on_answer(rig.fleet.children[0], Worked(1, "{}"), 0.0)
+    rig.say(0, 1)
+    rig.say(0, 1, done=True)
+    assert rig.server.spec.targets[0].luns[0].options["size"] == 100
+    assert rig.server.media.options["disk", 0]["size"] == 100
+    assert rig.plugins.log == []  # it was not prepared again, and a worker has cut it
+
+
+def test_medium_of_one_process_is_loaded_again_without_work(alone: Rig) -> None:
+    alone.reloader.look("A", alone.answers.append, 0.0)
+    held(alone, 0, 1)
+    assert alone.told(1) == [Hold, Revise]
+    alone.say(0, 1)
+    alone.say(0, 1, done=True)
+    assert alone.answers[0].rows == (("target disk lun 0", "loaded"),)
+
+
+def test_reload_passes_a_medium_of_one_process_on(alone: Rig) -> None:
+    alone.new = ServerSpec(targets=(TargetSpec("disk", (replace(LONELY, lun=3),)),))
+    alone.reload()
+    assert alone.told(1) == [Hold]
+    assert json.loads(alone.fleet.children[1].told[0].luns) == [["disk", 0]]
+    held(alone, 0, 1)
+    alone.say(0, 1)
+    alone.say(0, 1, done=True)
+    assert not alone.answers[0].problems and set(alone.server.media.options) == {("disk", 3)}
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_lun_under_sanitize_is_left_alone(rig: Rig, when: str) -> None:
+    rig.new = ServerSpec()
+    if when == "before":
+        rig.sanitizing.add("A")
+    rig.reload()
+    if when == "meanwhile":
+        rig.sanitizing.add("A")
+        rig.say(0, 1)
+    assert rig.answers[0].problems == ("target disk, lun 0: a SANITIZE is under way",)
+    assert rig.told(0) == ([Revise, Undo] if when == "meanwhile" else [])
