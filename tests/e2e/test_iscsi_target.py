@@ -176,6 +176,10 @@ def test_sighup_has_it_read_its_file_again(daemon: Callable[..., Daemon], tmp_pa
     server.targets.write_text("nothing that makes sense\n")
     os.kill(server.pid, signal.SIGHUP)
     assert "target1" in run_judge("iscsi-ls", f"iscsi://{server.portal}")
+    server.targets.write_text(f"extent1 {tmp_path}/more 0 1MB\ntarget2 rw extent1 any\n")
+    os.kill(server.pid, signal.SIGHUP)
+    wait_until(lambda: "target2" in run_judge("iscsi-ls", f"iscsi://{server.portal}"), "the last target is served")
+    assert "target1" not in run_judge("iscsi-ls", f"iscsi://{server.portal}")
     server.stop()
 
 

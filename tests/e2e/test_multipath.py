@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +23,10 @@ SECOND_GROUP = '[[portal_group]]\ntag = 2\nportals = ["127.0.0.1:0"]\n'
 
 @pytest.fixture
 def server(tmp_path: Any, request: pytest.FixtureRequest) -> Any:
-    """Two portals in two groups, two workers, one RAM disk."""
-    made = Server(tmp_path / "server", [{"backend": "ram", "size": "64 MiB"}], workers=2)
+    """Two portals in two groups, one RAM disk; two workers, or as many as the parameter says."""
     extra = getattr(request, "param", "")
+    workers, extra = (extra, "") if isinstance(extra, int) else (2, extra)
+    made = Server(tmp_path / "server", [{"backend": "ram", "size": "64 MiB"}], workers=workers)
     made.config.write_text(made.config.read_text() + "\n" + SECOND_GROUP)
     if extra:
         made.config.write_text(made.config.read_text().replace("[[target.lun]]", f"{extra}\n[[target.lun]]"))
@@ -111,6 +113,7 @@ def test_iscsi_ls_lists_both_portals_with_their_tags(server: Server) -> None:
 
 
 @pytest.mark.judge("iscsi-test-cu")
+@pytest.mark.parametrize("server", [3], indirect=True)
 def test_multipath_suite_passes_over_two_portal_groups(server: Server) -> None:
     urls = (server.url(portal=0), server.url(portal=1))
     output = run_judge(
@@ -120,4 +123,9 @@ def test_multipath_suite_passes_over_two_portal_groups(server: Server) -> None:
     totals = next(line.split() for line in output.splitlines() if line.split()[:1] == ["tests"])
     assert totals[1] == totals[2] == totals[3] and int(totals[1]) > 0, output[-3000:]
     assert "[SKIPPED]" not in output, output
+    assert re.search(r"Test: CompareAndWrite \.\.\.", output), output
+    # The tool logs in anew when it begins, while its first sessions may still be on their way out: with a third worker
+    # there is always one without any, so that the two of the tests are in different ones.
+    workers = re.findall(r"worker-(\d+)\[\d+\] INFO \S+ \S+ \S+ logged in to", server.log.read_text())
+    assert len(workers) == 4 and workers[2] != workers[3], workers
     wait_until(lambda: not server.sessions(), "the sessions are over")

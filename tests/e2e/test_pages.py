@@ -86,6 +86,44 @@ def test_inquiry_bytes(host: Host) -> None:
         pages.check(host.vpd(page), table)
 
 
+def designators(page: bytes) -> list[tuple[int, int, bytes]]:
+    """Association, type and value of each designator of page 83h."""
+    found, at = [], 4
+    while at < len(page):
+        length = page[at + 3]
+        found.append((page[at + 1] >> 4 & 0x3, page[at + 1] & 0x0F, page[at + 4 : at + 4 + length]))
+        at += 4 + length
+    return found
+
+
+def test_names_of_units_are_unique_and_outlive_the_server(start: StartServer, tmp_path: Path) -> None:
+    """Those that nobody has configured: an initiator that comes back finds the disk that it knows."""
+    luns: list[dict[str, Any]] = [
+        {"backend": "ram", "size": "1 MiB"},
+        {"backend": "ram", "size": "1 MiB"},
+        {"backend": "file", "path": str(tmp_path / "disk.img"), "size": "1 MiB"},
+    ]
+    server = start(luns, workers=2)
+
+    def names() -> list[tuple[bytes, list[tuple[int, int, bytes]]]]:
+        found = []
+        with Initiator(server.address, luns=()) as initiator:
+            for lun in range(len(luns)):
+                host = Host(initiator, "ram", 0)
+                host.lun = lun
+                found.append((host.vpd(0x80)[4:], designators(host.vpd(0x83))))
+        return found
+
+    before = names()
+    serials = [serial for serial, _ in before]
+    of_units = [value for _, page in before for association, _, value in page if association == 0]
+    assert len(set(serials)) == len(luns)
+    assert len(of_units) == len(set(of_units)) == 3 * len(luns), "NAA, T10 vendor ID and SCSI name of each"
+    server.stop(signal.SIGKILL)
+    server.start()
+    assert names() == before
+
+
 def test_mode_bytes(host: Host) -> None:
     tables = pages.mode_pages(host.volatile)
     short, long = host.ask("1a 00 3f ff fc 00"), host.ask("5a 00 3f ff 000000 00fc 00")
