@@ -41,6 +41,8 @@ MAX_TIME: Final = 64
 MAX_LANES: Final = 16
 DATA_OFFSET: Final = 16 << 20
 DIGEST_ITERATIONS: Final = 100_000  # of a key that is random: nobody guesses it
+FIRST_SLOT: Final = 4096  # of LUKS1; the header is before it
+_APART: Final = "the data lies in its header, which was made for another device"
 _HEADER = struct.Struct(">6sHQQ48s32s64s40s48sQ184s64s")  # of LUKS2; the rest of the 4096 bytes is padding
 _HEADER1 = struct.Struct(">6sH32s32s32sII20s32sI40s")
 _KEYSLOT1 = struct.Struct(">II32sII")
@@ -129,6 +131,7 @@ def _unlock1(device: Device, passphrase: bytes) -> Volume:
     hash_name = _text(name)
     _require(f"{_text(cipher)}-{_text(mode)}" == CIPHER, f"the cipher is {_text(cipher)}-{_text(mode)}, not {CIPHER}")
     _require(hash_name in HASHES and length in KEY_SIZES and 0 < iterations <= MAX_ITERATIONS, "its values are no good")
+    _require(payload * SECTOR >= FIRST_SLOT, _APART)
     for index in range(8):
         active, rounds, its_salt, at, stripes = _KEYSLOT1.unpack_from(raw, _HEADER1.size + index * _KEYSLOT1.size)
         if active != _ACTIVE1:
@@ -160,24 +163,41 @@ def _require(condition: bool, reason: str) -> None:
 # LUKS2.
 
 
-def newest(device: Device) -> Mapping[str, Any] | None:
-    """The JSON of the newer of the two headers that is sound."""
-    found = [one for place in (0, *HEADER_SIZES) if (one := _header_at(device, place)) is not None]
-    return max(found, key=lambda one: one[0])[1] if found else None
+@dataclass(frozen=True)
+class Header:
+    """One of the two headers of LUKS2: ``size`` bytes, the JSON of which is ``content``."""
+
+    sequence: int
+    size: int
+    content: Mapping[str, Any]
 
 
-def _header_at(device: Device, place: int) -> tuple[int, Mapping[str, Any]] | None:
+def newest(device: Device) -> Header | None:
+    """The newer of the two headers that is sound.
+
+    Where the second one is, the first one tells; only where that is lost it may be in any of its places: a device that
+    was formatted before, in another way, may have an old one in each of them.
+    """
+    first = _header_at(device, 0)
+    places = HEADER_SIZES if first is None else (first.size,)
+    found = [one for place in places if (one := _header_at(device, place)) is not None]
+    return max([first, *found] if first is not None else found, key=lambda one: one.sequence, default=None)
+
+
+def _header_at(device: Device, place: int) -> Header | None:
     raw = read(device, place, 4096)
     if not raw.startswith(SECOND_MAGIC if place else MAGIC):
         return None
     _, version, size, sequence, _, algorithm, _, _, _, own, _, checksum = _HEADER.unpack_from(raw)
     if version != 2 or size not in HEADER_SIZES or own != place or _text(algorithm) not in HASHES:
         return None
+    if place not in (0, size):
+        return None
     whole = read(device, place, size)
     if _checksum(whole, _text(algorithm)) != checksum[: hashlib.new(_text(algorithm)).digest_size]:
         return None
     content = json.loads(whole[4096:].split(b"\0")[0])
-    return (sequence, content) if isinstance(content, dict) else None
+    return Header(sequence, size, content) if isinstance(content, dict) else None
 
 
 def _checksum(header: bytes, name: str) -> bytes:
@@ -192,7 +212,8 @@ def _number(text: Any) -> int:
     return int(text)
 
 
-def _unlock2(device: Device, header: Mapping[str, Any], passphrase: bytes) -> Volume:
+def _unlock2(device: Device, found: Header, passphrase: bytes) -> Volume:
+    header = found.content
     needs = header["config"].get("requirements", {}).get("mandatory", [])
     _require(not needs, f"it requires {', '.join(map(str, needs))}")
     _require(len(header["segments"]) == 1, "it has not one segment, as while it is being encrypted anew")
@@ -202,6 +223,7 @@ def _unlock2(device: Device, header: Mapping[str, Any], passphrase: bytes) -> Vo
     _require(segment["sector_size"] in SECTORS, "the sector size is no good")
     size = None if segment["size"] == "dynamic" else _number(segment["size"])
     offset, tweak = _number(segment["offset"]), _number(segment["iv_tweak"])
+    _require(offset >= 2 * found.size, _APART)
     slots = header["keyslots"]
     # Each digest may have every slot tried: slow on purpose, and a header is not to be trusted.
     _require(len(header["digests"]) <= MAX_DIGESTS, "it has too many digests")

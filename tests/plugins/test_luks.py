@@ -68,6 +68,52 @@ def test_second_header_stands_in_for_a_damaged_first(made: bytes) -> None:
         luks.unlock(disk, PASSPHRASE)
 
 
+def test_second_header_of_an_earlier_format_is_not_taken(made: bytes) -> None:
+    """It lay behind larger headers, and nothing has been written there since; the key in it is another."""
+    disk = Disk(made)
+    content = json.loads(bytes(disk.memory[4096:16384]).split(b"\0")[0])
+    content["segments"]["0"]["offset"] = str(17 << 20)
+    place = 1 << 20
+    stale = bytearray(luks._binary(content, place, "x").ljust(place, b"\0"))
+    stale[8:24] = place.to_bytes(8, "big") + (99).to_bytes(8, "big")  # its size, and a number above the present one
+    at = luks._HEADER.size - 64
+    stale[at : at + 32] = luks._checksum(bytes(stale), "sha256")
+    disk.memory[place : 2 * place] = stale
+    assert luks.unlock(disk, PASSPHRASE).offset == 16 << 20
+    disk.memory[0] ^= 1  # who has lost the first header looks wherever there may be a second
+    assert luks.unlock(disk, PASSPHRASE).offset == 17 << 20
+
+
+def test_newer_second_header_is_taken(made: bytes) -> None:
+    disk = Disk(made)
+    content = json.loads(bytes(disk.memory[4096:16384]).split(b"\0")[0])
+    content["segments"]["0"]["offset"] = str(17 << 20)
+    newer = bytearray(luks._binary(content, 16384, "x"))
+    newer[16:24] = (2).to_bytes(8, "big")
+    at = luks._HEADER.size - 64
+    newer[at : at + 32] = luks._checksum(bytes(newer), "sha256")
+    disk.memory[16384:32768] = newer
+    assert luks.unlock(disk, PASSPHRASE).offset == 17 << 20
+
+
+@pytest.mark.parametrize("offset", [0, 512, 32256])
+def test_data_that_would_overwrite_its_header_is_refused(made: bytes, offset: int) -> None:
+    """Such a header is made to lie apart from its data."""
+    with pytest.raises(BlockError, match="the data lies in its header"):
+        luks.unlock(_rewritten(made, lambda c: c["segments"]["0"].update(offset=str(offset))), PASSPHRASE)
+
+
+@pytest.mark.judge("cryptsetup")
+def test_luks1_header_that_lies_apart_from_its_data_is_refused(tmp_path: Path, judge: Judge, key_file: Path) -> None:
+    path, header = tmp_path / "disk", tmp_path / "header"
+    path.write_bytes(bytes(SIZE))
+    command = [judge("cryptsetup"), "luksFormat", "-q", "--type", "luks1", "--pbkdf-force-iterations", "1000"]
+    header.write_bytes(bytes(SIZE))
+    subprocess.run([*command, "--header", str(header), str(path), str(key_file)], check=True, capture_output=True)
+    with pytest.raises(BlockError, match="the data lies in its header"):
+        luks.unlock(Disk(header.read_bytes()), PASSPHRASE)
+
+
 def test_headers_are_written_after_the_key_slot_is_on_the_medium() -> None:
     disk = Disk()
     luks.create(disk, PASSPHRASE, sector=512, memory=1024, time=1)
