@@ -59,6 +59,7 @@ class Client:
         self._revived_at = 0.0
         self._reason = "there is no connection yet"
         self._damage = ""
+        self._flushed = -1  # the mark of the journal at the last flush
         self._closed = False
 
     def call(self, request: Request) -> Connection:
@@ -109,8 +110,14 @@ class Client:
 
     def flush(self) -> None:
         """Have all that was answered put on the medium. Once that has failed, something may be lost, and it fails for
-        ever: the next one would succeed, as fsync does, whatever had become of the data."""
+        ever: the next one would succeed, as fsync does, whatever had become of the data.
+
+        Who has the export to himself, and has changed nothing since the last flush, needs no server for it. The first
+        flush is for what another process, which had it before, may have left.
+        """
         mark = 0 if self._journal is None else self._journal.mark()
+        if self._journal is not None and mark == self._flushed and not self._damage:
+            return
         try:
             self.call(Request(protocol.CMD_FLUSH))
         except OSError as error:
@@ -123,6 +130,7 @@ class Client:
             raise BlockError(Fault.WRITE_ERROR, self._damage)
         if self._journal is not None:
             self._journal.forget(mark)
+            self._flushed = mark
 
     def close(self) -> None:
         """End it; calls that are under way fail with NOT_READY."""

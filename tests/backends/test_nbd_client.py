@@ -363,6 +363,22 @@ def test_what_was_flushed_is_not_told_again() -> None:
         client.close()
 
 
+def test_flush_of_what_is_flushed_needs_no_server() -> None:
+    with Script() as script:
+        client = script.client(journal=1 << 20)
+        client.flush()  # of what another process may have left
+        client.change(write(0, b"a" * 512))
+        client.flush()
+        script.hang_up()
+        client.flush()
+        assert script.kinds() == ["flush", "write", "flush"]
+        assert script.connections == 1
+        client.change(write(0, b"b" * 512))
+        client.flush()
+        assert script.kinds()[-2:] == ["write", "flush"]
+        client.close()
+
+
 def test_server_that_is_lost_while_it_is_told_again_is_told_again() -> None:
     forgetful = bytearray(SIZE)
     with Script(leaving(3, memory=forgetful), leaving(2, answered=False, memory=forgetful), honest) as script:
