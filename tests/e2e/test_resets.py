@@ -7,16 +7,19 @@ import os
 import select
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from e2e_initiator import NO_TAG, SCSI_RESPONSE, Initiator, pdu
-from e2e_server import Server, wait_until
+from e2e_initiator import NO_TAG, SCSI_RESPONSE, Closed, Initiator, pdu
+from e2e_server import Server
 
 StartServer = Callable[..., Server]
 
-LOGICAL_UNIT_RESET, TARGET_WARM_RESET = 5, 6
+LOGICAL_UNIT_RESET, TARGET_WARM_RESET, TARGET_COLD_RESET = 5, 6, 7
+REGISTER, RESERVE, RELEASE, PREEMPT_AND_ABORT = 0x00, 0x01, 0x02, 0x05
+GOOD, CONFLICT = 0x00, 0x18
 TMF, TMF_RESPONSE = 0x02, 0x22
 ROUNDS = 12
 WRITES = 32  # of each session
@@ -126,19 +129,32 @@ def _image(path: Path, hosts: list[Host]) -> list[tuple[Host, int, bool]]:
     ]
 
 
-@pytest.mark.parametrize("function", [LOGICAL_UNIT_RESET, TARGET_WARM_RESET])
-def test_reset_ends_the_writes_of_both_workers_before_its_answer(
-    start: StartServer, tmp_path: Path, function: int
-) -> None:
+@pytest.fixture
+def server(start: StartServer, tmp_path: Path) -> Server:
+    """One disk that is slow to write, ``slow.img``, and two workers."""
     plugins = tmp_path / "plugins"
     plugins.mkdir()
     (plugins / "slow.py").write_text(SLOW)
     path = tmp_path / "slow.img"
     path.write_bytes(bytes(1 << 20))
-    server = start([{"backend": "slow", "path": path}], workers=2, plugin_dirs=[str(plugins)])
+    return start([{"backend": "slow", "path": path}], workers=2, plugin_dirs=[str(plugins)])
+
+
+@pytest.fixture
+def hosts(server: Server) -> Iterator[list[Host]]:
+    """Two hosts, each in a worker of its own and with a half of the disk."""
     names = [f"iqn.2026-11.org.iscsid.e2e:reset-{number}" for number in range(2)]
-    hosts = [Host(Initiator(server.address, name), number * 1024) for number, name in enumerate(names)]
-    assert len({wait_until(lambda name=name: [server.worker_of(name)], "a worker")[0] for name in names}) == 2
+    with ExitStack() as stack:
+        opened = [stack.enter_context(Initiator(server.address, name)) for name in names]
+        assert {server.worker_of(name) for name in names} == {0, 1}
+        yield [Host(initiator, number * 1024) for number, initiator in enumerate(opened)]
+
+
+@pytest.mark.parametrize("function", [LOGICAL_UNIT_RESET, TARGET_WARM_RESET])
+def test_reset_ends_the_writes_of_both_workers_before_its_answer(
+    hosts: list[Host], tmp_path: Path, function: int
+) -> None:
+    path = tmp_path / "slow.img"
     seeds = itertools.count(1)
     stopped = 0
     for turn in range(ROUNDS):
@@ -164,7 +180,58 @@ def test_reset_ends_the_writes_of_both_workers_before_its_answer(
     assert stopped > ROUNDS * WRITES // 8, "many of the writes were still under way"  # most, where nothing else runs
     for host in hosts:
         host.initiator.logout()
-        host.initiator.close()
+
+
+def test_cold_reset_ends_the_sessions_of_both_workers_and_lets_them_log_in_again(
+    server: Server, hosts: list[Host], tmp_path: Path
+) -> None:
+    path = tmp_path / "slow.img"
+    for seed, host in enumerate(hosts, 1):
+        host.start(seed)
+    tag = hosts[0].reset(TARGET_COLD_RESET)
+    while hosts[0].hear() != (TMF_RESPONSE, tag):
+        pass
+    before = _image(path, hosts)
+    for host in hosts:
+        with pytest.raises(Closed):
+            while True:
+                host.hear()
+    assert all(there for host, tag, there in before if tag in host.answered), "GOOD, and not on the medium"
+    assert _image(path, hosts) == before, "a write came after the answer to the reset"
+    for host in hosts:
+        with Initiator(server.address, host.initiator.name) as again:
+            assert again.read(0, 1)
+
+
+def test_preempt_and_abort_ends_the_writes_of_the_other_worker_before_its_answer(
+    hosts: list[Host], tmp_path: Path
+) -> None:
+    """SPC-4 5.13.11.2.6; what the preempted host sends from then on is a conflict."""
+    path, (holder, preempted) = tmp_path / "slow.img", hosts
+    assert [_pr_out(host, REGISTER, 0, key) for host, key in ((holder, 0xA), (preempted, 0xB))] == [GOOD, GOOD]
+    stopped = 0
+    for seed in range(1, 7):
+        preempted.start(seed)
+        assert _pr_out(holder, PREEMPT_AND_ABORT, 0xA, 0xB) == GOOD
+        preempted.drain()
+        before = _image(path, [preempted])
+        assert all(there for _, tag, there in before if tag in preempted.answered), "GOOD, and not on the medium"
+        stopped += sum(tag not in preempted.answered for _, tag, _ in before)
+        assert preempted.initiator.sock not in select.select([preempted.initiator.sock], [], [], SETTLED)[0]
+        assert _image(path, [preempted]) == before, "a write came after the answer"
+        assert _pr_out(holder, RESERVE, 0xA) == GOOD
+        sense = preempted.initiator.command(bytes(6))[1]
+        assert sense[14:16].hex() == "2a05"  # REGISTRATIONS PREEMPTED
+        assert preempted.initiator.command(bytes.fromhex("2a 00 00000000 00 0001 00"), bytes(512))[0] == CONFLICT
+        assert _pr_out(holder, RELEASE, 0xA) == GOOD
+        assert _pr_out(preempted, REGISTER, 0, 0xB) == GOOD
+    assert stopped > WRITES, "many of the writes were still under way"
+
+
+def _pr_out(host: Host, action: int, key: int, new: int = 0) -> int:
+    """PERSISTENT RESERVE OUT, of the type write exclusive."""
+    data = struct.pack(">QQ8x", key, new)
+    return host.initiator.command(struct.pack(">BBBxxIx", 0x5F, action, 0x01, len(data)), data)[0]
 
 
 def test_reset_leaves_the_unit_to_be_written(start: StartServer, tmp_path: Path) -> None:
