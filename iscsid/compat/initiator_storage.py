@@ -89,7 +89,9 @@ class Storage:
     def __init__(self, disk: Disk) -> None:
         self.disk = disk
         self._blocks = _Blocks()
+        self._marks = threading.Lock()  # of the two below
         self._unflushed = False
+        self._flushes = 0  # under way
 
     @property
     def size(self) -> int:
@@ -134,8 +136,7 @@ class Storage:
         view = view[: end - offset]
         first, last = self._whole(offset, end)
         size = self.block_size
-        with self._blocks.hold(first // size, last // size), _as_os_error("WRITE"):
-            self._unflushed = True
+        with self._blocks.hold(first // size, last // size), self._changing(), _as_os_error("WRITE"):
             if (first, last) == (offset, end):
                 self.disk.write(offset, view)
             else:
@@ -152,23 +153,36 @@ class Storage:
         self.write(offset, bytes(inner - offset))
         if outer > inner:
             size = self.block_size
-            with self._blocks.hold(inner // size, outer // size), _as_os_error("WRITE SAME"):
-                self._unflushed = True
+            with self._blocks.hold(inner // size, outer // size), self._changing(), _as_os_error("WRITE SAME"):
                 self.disk.write_zeroes(inner, outer - inner)
         self.write(outer, bytes(end - outer))
 
     def flush(self, *, always: bool = True) -> None:
         """Return when the medium has everything (SYNCHRONIZE CACHE). Not ``always``: if there was a write since."""
-        if not always and not self._unflushed:
-            return
-        self._unflushed = False  # before: a write that comes in the meantime may be left out
+        with self._marks:
+            if not always and not self._unflushed and not self._flushes:
+                return  # while one is under way, nobody knows yet whether it succeeds
+            self._unflushed = False  # before: a write that ends in the meantime may be left out
+            self._flushes += 1
+        done = False
         try:
             with _as_os_error("SYNCHRONIZE CACHE"):
                 self.disk.flush()
-        except OSError:
-            self._unflushed = True
-            raise
+            done = True
+        finally:
+            with self._marks:
+                self._flushes -= 1
+                self._unflushed = self._unflushed or not done
         trace("scsi", "flushed")
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What is written has to be flushed by a flush that begins after it: one that is under way may not have it."""
+        try:
+            yield
+        finally:
+            with self._marks:
+                self._unflushed = True
 
     def _end(self, offset: int, length: int) -> int:
         if offset < 0 or length < 0:

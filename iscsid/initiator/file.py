@@ -75,7 +75,10 @@ class DiskFile(io.RawIOBase):
         count = min(len(view), max(0, self._disk.size - self._position))
         if len(view) and not count:
             raise OSError(errno.ENOSPC, "beyond the end of the disk")
-        self._write(view[:count], self._position)
+        try:
+            self._write(view[:count], self._position)
+        finally:
+            self._written = True  # afterwards: a flush of another thread may have begun before
         self._position += count
         return count
 
@@ -108,7 +111,6 @@ class DiskFile(io.RawIOBase):
                 part[:] = self._disk.read(block, self._disk.block_size)[inside : inside + length]
 
     def _write(self, view: memoryview, offset: int) -> None:
-        self._written = True
         for start, length, whole in self._parts(offset, len(view)):
             part = view[start : start + length]
             if whole:

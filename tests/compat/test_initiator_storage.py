@@ -206,6 +206,34 @@ def test_flush_reaches_the_medium_always_or_only_after_a_write(disk: FakeDisk, s
     assert disk.calls == [("flush", 0, 0)]
 
 
+def test_write_that_ends_after_a_flush_began_is_flushed_at_the_end(disk: FakeDisk, storage: Storage) -> None:
+    disk.before_write = storage.flush  # another thread's fsync, which cannot cover this write
+    storage.write(0, bytes(512))
+    disk.calls.clear()
+    storage.flush(always=False)
+    assert disk.calls == [("flush", 0, 0)]
+
+
+def test_close_while_another_flush_fails_does_not_succeed(disk: FakeDisk, storage: Storage) -> None:
+    storage.write(0, bytes(512))
+    outcomes: list[int] = []
+
+    def fail() -> None:
+        disk.flush = fail_again  # type: ignore[method-assign]
+        with pytest.raises(OSError) as caught:
+            storage.flush(always=False)
+        outcomes.append(caught.value.errno)
+        raise ConnectionFailed("gone")
+
+    def fail_again() -> None:
+        raise ConnectionFailed("gone")
+
+    disk.flush = fail  # type: ignore[method-assign]
+    with pytest.raises(OSError):
+        storage.flush()
+    assert outcomes == [errno.EIO]
+
+
 def test_refresh_finds_a_disk_that_has_grown(disk: FakeDisk, storage: Storage) -> None:
     disk.content += bytes(512)
     assert storage.size == SIZE

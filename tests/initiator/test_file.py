@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -70,6 +71,23 @@ def test_what_is_written_during_a_flush_is_flushed_by_the_next() -> None:
     assert world.device.calls.count(("flush", 0, 0)) == 1
     file.flush()
     assert world.device.calls.count(("flush", 0, 0)) == 2
+
+
+def test_write_that_ends_after_a_flush_began_is_flushed_by_the_next() -> None:
+    world = World(DEVICES["volatile"]())
+    disk = disk_of(world)
+    file = DiskFile(disk)
+    write = disk.write
+
+    def write_slowly(offset: int, data: Any, **options: Any) -> None:
+        file.flush()  # another thread's, which cannot cover this write
+        write(offset, data, **options)
+
+    disk.write = write_slowly  # type: ignore[method-assign]
+    file.write(bytes(512))
+    before = world.device.calls.count(("flush", 0, 0))
+    file.flush()
+    assert world.device.calls.count(("flush", 0, 0)) == before + 1
 
 
 def test_flush_that_fails_is_not_forgotten() -> None:
