@@ -47,6 +47,7 @@ OPTIONS = (
     Option("retry", "int", default=10, minimum=1, maximum=86400, doc="seconds between two tries to mend a leg"),
 )
 COPY: Final = 1 << 20  # bytes that are copied at a time: writes to them wait
+LOOK, LOOKS = 4096, 64  # bytes, and how many places are compared of a leg that is back
 SETTLE: Final = 5.0  # seconds without a write until a region counts as quiet
 RECHECK: Final = 0.5  # seconds between two looks of the thread that rebuilds, while there is something to do
 
@@ -84,7 +85,11 @@ class MirrorDevice(Device):
             self._close_legs()
             raise
         if not self.readonly:
-            self._after_crash()
+            try:
+                self._after_crash()
+            except BaseException:
+                self._close_legs()
+                raise
             self._thread = threading.Thread(target=self._mend, name="mirror", daemon=True)
             self._thread.start()
 
@@ -94,7 +99,9 @@ class MirrorDevice(Device):
         devices = []
         for leg in self.legs:
             try:
-                devices.append(leg.open())
+                handle = leg.open()
+                leg.take_up(handle)
+                devices.append(handle.device)
             except Exception as error:
                 log.error("mirror: %s cannot be opened: %s", leg.name, error)
         if not devices:
@@ -335,13 +342,8 @@ class MirrorDevice(Device):
             if leg.handle is not handle:
                 return
             if not others:
-                log.log(
-                    logging.DEBUG if quiet else logging.ERROR,
-                    "mirror: %s failed to %s, and is needed: %s",
-                    leg.name,
-                    what,
-                    error,
-                )
+                level = logging.DEBUG if quiet else logging.ERROR
+                log.log(level, "mirror: %s failed to %s, and is needed: %s", leg.name, what, error)
                 return
             log.error("mirror: %s failed to %s, going on without it: %s", leg.name, what, error)
             self._state.distrust(leg.number, {*self._state.intended(), *leg.doubts, *regions})
@@ -371,11 +373,40 @@ class MirrorDevice(Device):
             if leg.handle is not None or any(not retired.calls for retired in self._retired):
                 continue  # what it had open is closed first: a medium may be open once only
             try:
-                leg.open(self)
+                handle = leg.open(self)
             except Exception as error:
                 log.debug("mirror: %s is still down: %s", leg.name, error)
-            else:
-                log.warning("mirror: %s is back", leg.name)
+                continue
+            try:
+                self._look(leg, handle)
+            except BaseException:
+                handle.device.close()
+                raise
+            leg.take_up(handle)
+            log.warning("mirror: %s is back", leg.name)
+
+    def _look(self, leg: Leg, handle: Handle) -> None:
+        """Distrust all of a leg that has come back with other data."""
+        if self._is_another(leg, handle):
+            log.error("mirror: %s holds other data than before, all of it is copied anew", leg.name)
+            with self._lock:
+                self._state.distrust(leg.number, range(self._state.count))
+                self._state.sync()
+
+    def _is_another(self, leg: Leg, handle: Handle) -> bool:
+        """Whether a leg that was down has other data than it should, here and there where nothing is stale: another
+        disk in the place of the one that failed."""
+        length = max(LOOK, self.block_size)
+        data, there = (memoryview(mmap.mmap(-1, length)) for _ in range(2))
+        step = max(self.size // LOOKS // length, 1) * length
+        for offset in range(0, self.size - length + 1, step):
+            region = offset // self._state.region
+            with self._alone(offset, length, wait=False) as alone:
+                if not alone or not self._current(leg, [region]):
+                    continue
+                if self._fetch(leg, region, data, offset, quiet=True) and handle.has(data, there, offset) is False:
+                    return True
+        return False
 
     def _close_retired(self) -> None:
         with self._gate:
@@ -447,7 +478,7 @@ class MirrorDevice(Device):
                 raise _Interrupted
             try:
                 with goal.lock:
-                    if not _has(goal.device, data, there, offset):
+                    if not goal.has(data, there, offset):
                         goal.device.write(data, offset)
             except Exception as error:
                 self._failed(leg, goal, "rebuild", error)
@@ -473,15 +504,17 @@ class MirrorDevice(Device):
         return True
 
     @contextlib.contextmanager
-    def _alone(self, offset: int, length: int) -> Iterator[None]:
-        """No write is in the range, and none begins."""
+    def _alone(self, offset: int, length: int, *, wait: bool = True) -> Iterator[bool]:
+        """No write is in the range, and none begins; without ``wait``, False where one is."""
         end = offset + length
         with self._lock:
             self._copying = (offset, end)
-            while any(offset < theirs and begin < end for begin, theirs in self._writing.values()):
+            while busy := any(offset < theirs and begin < end for begin, theirs in self._writing.values()):
+                if not wait:
+                    break
                 self._lock.wait()
         try:
-            yield
+            yield not busy
         finally:
             with self._lock:
                 self._copying = None
@@ -524,15 +557,6 @@ class MirrorDevice(Device):
 
 class _Interrupted(Exception):
     """No more can be copied in this pass."""
-
-
-def _has(device: Device, data: memoryview, there: memoryview, offset: int) -> bool:
-    """Whether the device has ``data`` already; ``there`` is memory to look at it. What cannot be read is not it."""
-    try:
-        device.read_into(there, offset)
-    except Exception:
-        return False
-    return there == data
 
 
 @hookimpl

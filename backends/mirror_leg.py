@@ -23,13 +23,21 @@ class Handle:
         self.device = device
         self.able = device.capabilities()
         self.calls = 0
-        serial = device.threading is Threading.SERIAL
+        serial = device.threading is not Threading.PARALLEL
         self.lock: contextlib.AbstractContextManager[Any] = threading.Lock() if serial else contextlib.nullcontext()
         self.reads_now = self.able.read_nowait is Support.NATIVE and not serial
 
     def can(self, call: str) -> bool:
         """Whether the device does it itself."""
         return bool(getattr(self.able, call) is Support.NATIVE)
+
+    def has(self, data: memoryview, there: memoryview, offset: int) -> bool | None:
+        """Whether ``data`` is what can be read; None where nothing can. ``there`` is memory to look at it."""
+        try:
+            self.device.read_into(there, offset)
+        except Exception:
+            return None
+        return there == data
 
     def flush(self) -> None:
         if self.can("flush"):
@@ -89,18 +97,22 @@ class Leg:
         self.unread: set[int] = set()
         self.rests = 0.0
 
-    def open(self, like: Device | None = None) -> Device:
-        """Open it. Raises whatever a device may, and BlockError for one that cannot stand for ``like``."""
+    def open(self, like: Device | None = None) -> Handle:
+        """Open the device, without taking it up. Raises whatever a device may, and BlockError for one that cannot stand
+        for ``like``."""
         device = self.member.open()
         problem = "" if like is None else _problem(device, like)
         if problem:
             device.close()
             raise BlockError(Fault.INVALID, problem)
+        return Handle(device)
+
+    def take_up(self, handle: Handle) -> None:
+        """From now on this is the leg."""
         self.doubts.clear()
         self.unread.clear()
         self.rests = 0.0
-        self.handle = Handle(device)
-        return device
+        self.handle = handle
 
 
 def _problem(device: Device, like: Device) -> str:

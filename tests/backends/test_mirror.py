@@ -668,6 +668,40 @@ def test_leg_that_comes_late_and_can_do_less_stays_up(rig: Rig, zeroes: bool) ->
     assert current(device)
 
 
+def test_disk_in_the_place_of_one_that_failed_is_copied_anew(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """It has the same path: the state file does not tell that it is another."""
+    device = rig.open()
+    until(lambda: current(device))
+    put(device, BLOCK, FAR)
+    device.flush()
+    rig.disks[0].broken = {"write", "open"}
+    put(device, BLOCK, 0)
+    until(lambda: not rig.disks[0].opened)
+    rig.disks[0].data[:] = bytes(SIZE)
+    rig.disks[0].broken.clear()
+    until(lambda: current(device))
+    assert rig.disks[0].data == rig.disks[1].data
+    assert get(device, 4096, FAR) == BLOCK
+    assert "disk /0 holds other data than before" in caplog.text
+
+
+def test_leg_that_comes_back_as_it_was_is_copied_only_what_it_missed(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    put(device, BLOCK, FAR)
+    device.flush()
+    rig.disks[1].broken = {"write", "open"}
+    put(device, BLOCK, 0)
+    until(lambda: not rig.disks[1].opened)
+    rig.disks[1].data[FAR + 65536] = 0xEE  # where nobody looks
+    rig.disks[1].broken.clear()
+    until(lambda: current(device))
+    assert rig.disks[1].data[FAR + 65536] == 0xEE
+    assert "holds other data" not in caplog.text
+
+
 def test_leg_that_comes_back_with_larger_blocks_stays_down(rig: Rig) -> None:
     device = rig.open()
     leg = device.legs[1]

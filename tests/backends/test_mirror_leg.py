@@ -29,6 +29,9 @@ class Plain(Device):
     def read_into(self, buffer: memoryview, offset: int) -> None:
         buffer[:] = self.data[offset : offset + len(buffer)]
 
+    def nothing(self, buffer: memoryview, offset: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
     def write(self, data: memoryview, offset: int) -> None:
         self.calls.append(("write", offset, len(data)))
         self.data[offset : offset + len(data)] = data
@@ -60,6 +63,14 @@ def test_forced_write_is_flushed_where_there_is_something_to_flush() -> None:
     assert plain.calls == [("write", 0, 512)]
     assert able.calls == [("write", 0, 512), ("flush",)]
     Handle(plain).flush()
+
+
+def test_what_cannot_be_read_is_neither_there_nor_something_else() -> None:
+    device, there = Plain(), memoryview(bytearray(512))
+    assert Handle(device).has(memoryview(b"x" * 512), there, 0) is True
+    assert Handle(device).has(memoryview(b"y" * 512), there, 0) is False
+    device.read_into = device.nothing  # type: ignore[method-assign]
+    assert Handle(device).has(memoryview(b"x" * 512), there, 0) is None
 
 
 def test_zeroes_that_the_device_does_not_have_are_unsupported() -> None:
@@ -104,7 +115,10 @@ def test_discard_that_fails_is_an_error() -> None:
 def test_leg_that_is_opened_again_has_no_past() -> None:
     leg = Leg(1, Member("disk", {"path": "/b"}, opener=Plain))
     leg.doubts, leg.unread, leg.rests = {1}, {2}, 3.0
-    leg.open()
+    handle = leg.open()
+    assert leg.handle is None
+    leg.take_up(handle)
+    assert leg.handle is handle
     assert (leg.bit, leg.doubts, leg.unread, leg.rests) == (2, set(), set(), 0.0)
 
 
