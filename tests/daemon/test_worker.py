@@ -644,7 +644,7 @@ def test_stop_ends_in_time_though_a_device_hangs(
     monkeypatch: pytest.MonkeyPatch, slow: SlowDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "JOIN_SECONDS", 0.05)
-    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "CLOSE_SECONDS", WAIT)  # the flush does not hang
     monkeypatch.setattr(slow, "flush", lambda: slow.log.append("flush"))
     with running(lun_of(slow)) as worker:
         hang_in(slow, worker.log_in(1))

@@ -217,7 +217,7 @@ def test_bench_of_three_sessions_prints_sane_json(start: Callable[..., Server], 
     assert found["read"]["commands"] / total["commands"] == pytest.approx(0.7, abs=0.1)
     assert total["iops"] == pytest.approx(total["commands"] / found["seconds"], rel=0.01)
     # Little's law: what is in flight is rate times latency.
-    assert total["iops"] * total["mean_us"] / 1e6 == pytest.approx(3 * 32, rel=0.25)
+    assert total["iops"] * total["mean_us"] / 1e6 == pytest.approx(3 * 32, rel=0.4)
     assert 0 < total["p50_us"] <= total["p99_us"] <= total["p99.9_us"] <= total["max_us"]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from e2e_server import wait_until
 
 from iscsid.testing import TestTarget
 
@@ -36,7 +37,7 @@ def test_discovery_lists_the_targets_of_a_host(target: TestTarget) -> None:
     done = run("-D", "-4", "-h", "localhost", "-p", target.port)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"Targets available from host localhost:\n{NAME} at 127.0.0.1:{target.port},1\n"
-    assert target.sessions() == []
+    wait_until(lambda: target.sessions() == [], "the logout")
 
 
 def test_discovery_of_a_host_that_does_not_answer_ends_with_1() -> None:
