@@ -263,10 +263,20 @@ def test_file_that_grows_is_seen_by_both_sessions(rig: Rig, by: str) -> None:
     assert rig.other.read(32 * MIB // 512 - 1, 1) == b"z" * 512
 
 
-def test_unit_is_never_made_smaller(rig: Rig) -> None:
+def test_unit_is_made_smaller_only_where_that_is_said(rig: Rig) -> None:
     done = rig.server.ask_command("lun", "resize", TARGET, "0", "1 MiB")
-    assert done.returncode == 1 and "never cut" in done.stderr
+    assert done.returncode == 1 and "would be lost" in done.stderr
     assert blocks(rig.one) == 16 * MIB // 512
+    rig.one.write(100, b"a" * 512)
+    with Loader(rig.other) as loader:
+        done = rig.server.ask_command("lun", "resize", TARGET, "0", "1 MiB", "--shrink")
+        assert done.returncode == 0, done.stderr
+        assert sense(rig.one) == CAPACITY_CHANGED
+    assert loader.attentions == [CAPACITY_CHANGED]
+    for host in rig.hosts:
+        assert blocks(host) == MIB // 512
+        assert sense(host, bytes.fromhex("28 00 00000800 00 0001 00")) == (0x05, 0x21, 0x00)
+        assert host.read(100, 1) == b"a" * 512
 
 
 def test_ram_disk_grows_under_load(start: StartServer) -> None:

@@ -188,3 +188,19 @@ def test_power_condition_and_obsolete_prevention_are_refused(make: Callable[...,
     assert unit.refusal(start_stop(0x11).hex()).reason is Reason.INVALID_FIELD_IN_CDB
     assert unit.refusal(prevent_allow(2).hex()).reason is Reason.INVALID_FIELD_IN_CDB
     assert isinstance(unit.plan(prevent_allow(1).hex()), Ask)
+
+
+def test_unit_whose_medium_the_server_cannot_use_is_not_ready_until_it_can(make: Callable[..., Any]) -> None:
+    unit = make()
+    unit.lu.failure = Reason.NOT_READY
+    for cdb in ("00", "28 00 00000000 00 0001 00", "2a 00 00000000 00 0001", "42 00"):
+        assert unit.refusal(cdb).reason is Reason.NOT_READY
+    assert not unit.lu.executes(0x28) and unit.lu.executes(0x12)
+    assert len(unit.run("12 00 00 0024 00")) == 36
+    assert len(unit.run("25")) == 8
+    assert unit.run("03 00 0000 ff 00")[2] == 0x02
+    unit.lu.medium = OUT
+    assert unit.refusal("00").reason is Reason.MEDIUM_NOT_PRESENT
+    unit.lu.medium = IN
+    unit.lu.failure = None
+    assert unit.run("00") == b"" and unit.lu.hindrance is None

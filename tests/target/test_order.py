@@ -333,3 +333,114 @@ def test_line_of_a_unit_that_is_replaced_goes_on_with_its_successor() -> None:
     assert begun(session) == [1]
     assert begun(session) == [2]
     session.assert_idle()
+
+
+# A unit whose medium is being changed.
+
+
+def shut(session: Session, told: list[str]) -> LogicalUnit:
+    (unit,) = session.node.numbered.values()
+    session.engine.shut([unit], lambda: told.append("quiet"))
+    return unit
+
+
+def test_nothing_begins_on_a_unit_that_is_shut_and_the_order_is_kept() -> None:
+    session = Session(Memory())
+    told: list[str] = []
+    read(session, 0, SIMPLE)
+    unit = shut(session, told)
+    for tag, attribute in enumerate((SIMPLE, ORDERED, HEAD, SIMPLE), 1):
+        read(session, tag, attribute, lba=tag)
+    session.engine.sent()
+    assert not told and begun(session) == [0]
+    assert told == ["quiet"]
+    session.engine.sent()
+    assert not session.pool.calls
+    session.engine.open([unit])
+    assert [begun(session) for _ in range(4)] == [[3], [1], [2], [4]]
+    assert not session.engine._order.lines
+    session.assert_idle()
+
+
+def test_other_units_go_on_while_one_is_shut() -> None:
+    session = Session(Memory(), more=[Memory()])
+    unit = session.node.numbered[0]
+    session.engine.shut([unit], lambda: None)
+    read(session, 1, SIMPLE)
+    read(session, 2, SIMPLE, lun=raw_lun(1))
+    assert session.outcome(2).status == GOOD and 1 not in session.outcomes
+    session.engine.open([unit])
+    assert session.outcome(1).status == GOOD
+    session.assert_idle()
+
+
+def test_idle_unit_that_is_shut_and_opened_leaves_nothing() -> None:
+    session = Session(Inline())
+    told: list[str] = []
+    unit = shut(session, told)
+    assert told == ["quiet"]
+    session.engine.open([unit])
+    assert not session.engine._order.lines
+
+
+def test_write_whose_data_are_owed_has_begun_and_one_that_comes_has_not() -> None:
+    session = Session(Inline())
+    told: list[str] = []
+    session.write(1, 0, pattern(4096, 1))
+    unit = shut(session, told)
+    session.write(2, 8, pattern(4096, 2))
+    assert not told
+    session.hear()
+    session.settle()
+    assert told == ["quiet"] and list(session.outcomes) == [1]
+    session.engine.open([unit])
+    session.settle()
+    assert session.outcomes[2].status == GOOD
+    assert session.device.content[:8192] == pattern(4096, 1) + pattern(4096, 2)
+    session.assert_idle()
+
+
+@pytest.mark.parametrize("when", ["shut", "opened"])
+def test_command_that_is_aborted_on_a_unit_that_is_shut_never_runs(when: str) -> None:
+    session = Session(Inline())
+    unit = shut(session, [])
+    write(session, 1, SIMPLE, pattern(512), immediate=512)
+    abort = TaskManagementRequest(function=TmfFunction.ABORT_TASK, initiator_task_tag=900, referenced_task_tag=1)
+    if when == "shut":
+        session.send(abort)
+        assert [pdu.response for pdu in session.hear()] == [TmfResponse.FUNCTION_COMPLETE]
+    else:
+        session.engine.update(unit, [], None, lambda: None)  # a reset
+    session.engine.open([unit])
+    session.settle()
+    assert session.outcomes == {} and not any(session.device.content)
+    session.assert_idle()
+
+
+def test_session_that_ends_while_its_unit_is_shut_is_quiet_when_its_calls_have_ended() -> None:
+    session = Session(Memory())
+    told: list[str] = []
+    read(session, 0, SIMPLE)
+    unit = shut(session, told)
+    read(session, 1, SIMPLE)
+    session.engine.close()
+    assert not told
+    session.pool.finish()
+    assert told == ["quiet"]
+    session.engine.shut([unit], lambda: told.append("again"))
+    assert told == ["quiet", "again"] and not session.pool.calls
+
+
+def test_unit_with_other_data_is_told_of_to_the_first_command_that_waited() -> None:
+    session = Session(Memory())
+    old = shut(session, [])
+    read(session, 1, SIMPLE)
+    read(session, 2, SIMPLE)
+    new = LogicalUnit(Guarded(Memory(session.device.size * 2)), old.identity)
+    session.node.renew({0: new})
+    session.engine.renew({old: new}, lambda: None, luns=False, other=[new])
+    session.engine.open([old, new])
+    session.settle()
+    assert session.outcomes[1].reason == Reason.MEDIUM_MAY_HAVE_CHANGED
+    assert session.outcomes[2].reason == Reason.CAPACITY_DATA_HAS_CHANGED
+    session.assert_idle()
