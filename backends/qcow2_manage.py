@@ -217,9 +217,13 @@ def _shrink(image: Image, size: int) -> None:
     if end > size:
         _zeroes(image, size, end - size)  # or it would be back after the next growth
     if image.size > end:
+        if image.header.raw_data:
+            image.data.zero(end, image.size - end)  # which is where the disk has it, whatever the tables say
         forget_range(image, end, image.size - end)
     image.checkpoint()
     _set_size(image, size)
+    if image.header.raw_data:
+        image.data.truncate(size)
 
 
 def _grow(image: Image, size: int) -> None:

@@ -100,6 +100,22 @@ def test_growth_does_not_show_a_longer_backing_file(tmp_path: Path) -> None:
         assert_sound(path)
 
 
+def test_raw_data_file_is_cut_off_and_has_zeros_where_the_disk_grows_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, data = make(tmp_path / "disk.qcow2", data_file="data.raw", data_file_raw=True), tmp_path / "data.raw"
+    image = opened(path)
+    put(image, b"x" * (1 << 20), 0)
+    resize(image, 512)
+    assert data.read_bytes() == b"x" * 512
+    resize(image, 1 << 20)
+    assert content(image) == b"x" * 512 + bytes((1 << 20) - 512)
+    image.close()
+    assert data.read_bytes() == b"x" * 512 + bytes((1 << 20) - 512)
+    assert_sound(path)
+
+
 @pytest.mark.parametrize("size", [0, 1 << 62])
 def test_impossible_size_is_refused(tmp_path: Path, size: int) -> None:
     image = opened(make(tmp_path / "disk.qcow2"))
