@@ -62,9 +62,6 @@ from iscsid.wire.pdu import (
 
 RECEIVE_BUFFER: Final = 1 << 20  # one system call takes many answers; more no longer fits the processor's cache
 LEND_FROM: Final = 16384  # shorter data is copied into the outbox: an iovec costs more than the copy
-OUTPUT_LIMIT: Final = (
-    256 << 20
-)  # bytes that R2Ts may make us queue; a target that asks for more asks for the same twice
 TEXT_ANSWER_LIMIT: Final = 4 << 20  # bytes of one answer to SendTargets: some 20 000 targets
 _PAIR_LIMIT: Final = 1 << 16
 
@@ -268,7 +265,8 @@ class InitiatorConnection:
         start, length = pdu.buffer_offset, pdu.desired_data_transfer_length
         if not length or start + length > len(task.data_out):
             raise RemoteProtocolError(f"an R2T for {length} bytes at {start} of {len(task.data_out)}")
-        if self.outbox.queued + length > OUTPUT_LIMIT:
+        task.asked += length  # at recovery level 0 nothing is asked for twice, so this bounds what is queued
+        if task.asked > len(task.data_out):
             raise RemoteProtocolError("R2Ts for more data than there is")
         self._data_out(task, start, start + length, pdu.target_transfer_tag, pdu.lun)
 

@@ -71,6 +71,7 @@ class Task(Ticket):
     """
 
     __slots__ = (
+        "asked",
         "attempts",
         "breaks",
         "broken_at",
@@ -128,6 +129,7 @@ class Task(Ticket):
         self.replay = replay
         self.raw = raw
         self.exact = exact
+        self.asked = 0  # bytes that R2Ts wanted
         self.attempts = 0
         self.last = False  # somebody wants it aborted: it is not sent again, whatever comes of it
         self.breaks = 0
@@ -143,7 +145,7 @@ class Task(Ticket):
 
     def reset(self) -> None:
         """Forget what came of the last attempt."""
-        self.received = self.data_sn = self.residual = 0
+        self.received = self.data_sn = self.residual = self.asked = 0
         self.status = -1
         self.sense = b""
 

@@ -13,7 +13,7 @@ from target_rig import DEVICES
 
 from iscsid.errors import InitiatorError, RemoteProtocolError
 from iscsid.initiator.connection import InitiatorConnection
-from iscsid.initiator.task import Management, TextExchange
+from iscsid.initiator.task import Management, Task, TextExchange
 from iscsid.session.login import InitiatorLogin
 from iscsid.wire.const import FINAL, OVERFLOW, STATUS, UNDERFLOW, RejectReason
 from iscsid.wire.pdu import (
@@ -92,6 +92,23 @@ def test_r2t_for_what_is_not_there_ends_the_connection(world: World, offset: int
                 desired_data_transfer_length=length,
             ),
         )
+
+
+def test_r2ts_for_more_than_the_data_end_the_connection(world: World) -> None:
+    task = world.submit(Task(world.unit.field, bytes(16), data_out=memoryview(bytes(1 << 20))))
+    r2t = R2T(initiator_task_tag=task.tag, buffer_offset=1 << 19, desired_data_transfer_length=1 << 19)
+    say(world, r2t)
+    say(world, r2t)
+    with pytest.raises(RemoteProtocolError, match="more data than there is"):
+        say(world, r2t)
+
+
+def test_depth_of_hundreds_of_large_writes_is_no_fault_of_the_target() -> None:
+    world = World(DEVICES["blocking"](), depth=400, queue_depth=400).know()
+    data = memoryview(bytes(1 << 20))
+    tasks = [world.submit(Task(world.unit.field, bytes(16), data_out=data)) for _ in range(330)]
+    for task in tasks:
+        say(world, R2T(initiator_task_tag=task.tag, buffer_offset=1 << 18, desired_data_transfer_length=3 << 18))
 
 
 def test_good_with_less_data_than_was_read_is_an_error(world: World) -> None:
