@@ -16,7 +16,7 @@ class Handle:
     """A leg's device while it is open, and how many calls are in it.
 
     Whoever calls it holds ``lock``. Where the device cannot do what the mirror has said that its legs can, for it was
-    away when the mirror was opened, it is done by other means, or BlockError(UNSUPPORTED) tells that it cannot.
+    away when the mirror was opened, it is done by other means.
     """
 
     def __init__(self, device: Device) -> None:
@@ -51,9 +51,18 @@ class Handle:
             self.flush()
 
     def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
-        if not self.can("write_zeroes"):
-            raise BlockError(Fault.UNSUPPORTED)
-        self.device.write_zeroes(offset, length, may_unmap)
+        """By writing where the device cannot, for this range or at all: the legs may differ in that, and none may be
+        left with what others have zeroed."""
+        if self.can("write_zeroes"):
+            try:
+                return self.device.write_zeroes(offset, length, may_unmap)
+            except Exception as error:
+                if not _unsupported(error):
+                    raise
+        zeroes = memoryview(mmap.mmap(-1, PIECE))  # aligned, for devices that ask for it
+        for at in range(offset, offset + length, PIECE):
+            self.device.write(zeroes[: min(PIECE, offset + length - at)], at)
+        return None
 
     def discard(self, offset: int, length: int, zeroes: bool) -> None:
         """``zeroes``: the range has to read as zeros; otherwise it may stay what it is."""
@@ -61,21 +70,11 @@ class Handle:
             try:
                 return self.device.discard(offset, length)
             except Exception as error:
-                if not unsupported(error):
+                if not _unsupported(error):
                     raise
         if zeroes:
-            self._zero(offset, length)
-        return None
-
-    def _zero(self, offset: int, length: int) -> None:
-        try:
             self.write_zeroes(offset, length, True)
-        except Exception as error:
-            if not unsupported(error):
-                raise
-            zeroes = memoryview(mmap.mmap(-1, PIECE))  # aligned, for devices that ask for it
-            for at in range(offset, offset + length, PIECE):
-                self.device.write(zeroes[: min(PIECE, offset + length - at)], at)
+        return None
 
 
 class Leg:
@@ -132,6 +131,6 @@ def name_of(member: Member) -> str:
     return " ".join(word for word in words if word)
 
 
-def unsupported(error: Exception) -> bool:
+def _unsupported(error: Exception) -> bool:
     """Whether the device cannot do the call, or not for this range, and has done nothing."""
     return fault_of(error, writing=True) is Fault.UNSUPPORTED

@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 import pytest
-from iscsid_backends.mirror_leg import PIECE, Handle, Leg, name_of, unsupported
+from iscsid_backends.mirror_leg import PIECE, Handle, Leg, name_of
 
 from iscsid.block.device import Device, Threading
 from iscsid.errors import BlockError, Fault
@@ -73,10 +73,21 @@ def test_what_cannot_be_read_is_neither_there_nor_something_else() -> None:
     assert Handle(device).has(memoryview(b"x" * 512), there, 0) is None
 
 
-def test_zeroes_that_the_device_does_not_have_are_unsupported() -> None:
-    with pytest.raises(BlockError) as caught:
-        Handle(Plain()).write_zeroes(0, 512, True)
-    assert unsupported(caught.value)
+@pytest.mark.parametrize("error", [None, BlockError(Fault.UNSUPPORTED), OSError(errno.EOPNOTSUPP, "no")])
+def test_zeroes_that_the_device_does_not_have_are_written(error: Exception | None) -> None:
+    device = Plain() if error is None else Able()
+    device.refuses = error
+    Handle(device).write_zeroes(512, 2 * PIECE + 512, False)
+    assert device.calls == [("write", 512, PIECE), ("write", 512 + PIECE, PIECE), ("write", 512 + 2 * PIECE, 512)]
+    assert device.data[:512] == b"x" * 512 and not any(device.data[512 : 1024 + 2 * PIECE])
+
+
+def test_zeroes_that_fail_are_an_error() -> None:
+    device = Able()
+    device.refuses = OSError(errno.EIO, "broken")
+    with pytest.raises(OSError, match="broken"):
+        Handle(device).write_zeroes(0, 512, False)
+    assert device.calls == []
 
 
 @pytest.mark.parametrize(
