@@ -262,6 +262,7 @@ class InitiatorSession:
             self._follow(error, now)
             return
         self.portal = self._home
+        self._redirects = 0  # the moves in a row have come to an end
         wait = connection.reconnect_after if connection is not None else None
         if wait is None and (not self.logins or _is_fatal(error)):
             self._give_up(error)

@@ -277,6 +277,23 @@ def test_redirections_without_end_are_not_followed() -> None:
     assert "on and on" in str(world.session.failure)
 
 
+def test_place_that_is_away_is_waited_for_although_each_attempt_is_sent_there_anew() -> None:
+    moves = ["192.0.2.9"] * 11
+    world = World(DEVICES["blocking"](), recovery_timeout=60.0, admit=moving()).know()
+    task = world.submit(read(world))
+    world.cut()
+    world.pool.calls.clear()
+    world._admit = moving(*moves)
+    for _ in range(10):
+        world.connect()
+        assert world.session.portal == Portal("192.0.2.9")
+        world.session.lost(ConnectionFailed("refused"), world.now)
+        assert not task.done
+    world.connect().connect()
+    world.run()
+    result(task)
+
+
 # --- what a target says -----------------------------------------------------------------------------------------------
 
 
