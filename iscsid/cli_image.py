@@ -62,11 +62,14 @@ def typed(option: Option, text: str) -> Any:
 
 
 def print_answer(answer: Mapping[str, Any], indent: str = "") -> None:
-    """Key and value, a line each; a list of mappings as lines of its own."""
+    """Key and value, a line each; a mapping, and a list of mappings, as lines of its own."""
     for key, value in answer.items():
         label = key.replace("_", " ")
-        if isinstance(value, list):
+        if isinstance(value, list | Mapping):
             click.echo(f"{indent}{label}:" + ("" if value else " none"))
+        if isinstance(value, Mapping):
+            print_answer(value, indent + "  ")
+        elif isinstance(value, list):
             for item in value:
                 words = ", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, Mapping) else str(item)
                 click.echo(f"{indent}  {words}")
