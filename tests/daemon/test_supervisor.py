@@ -288,6 +288,8 @@ def test_login_waits_for_the_replacement_of_its_worker(start: Start, kit: Simple
     """With the only worker dead, a login is not refused: it is placed when the next one is ready."""
     server = start(workers=1)
     assert closed(server.login("crash"))
+    # What is handed to a worker before its death is noticed is lost with it, and the initiator tries again.
+    server.until(lambda status: status["workers"][0]["pid"] not in server.told["pids"])
     answers = [kit.answer_of(server.login(isid=isid)) for isid in (2, 3)]
     assert {answer["pid"] for answer in answers}.isdisjoint(server.told["pids"])
 
@@ -308,7 +310,7 @@ def test_worker_that_keeps_dying_is_forked_more_slowly_and_the_server_lives(star
 def test_worker_whose_loop_hangs_is_killed_and_replaced(start: Start, kit: SimpleNamespace) -> None:
     server = start(workers=1, worker_timeout=2.0)  # within which a worker has to start, on a busy machine too
     server.login("hang")
-    server.until(lambda status: status["workers"][0]["replaced"] == 1)
+    server.until(lambda status: status["workers"][0]["replaced"] >= 1)
     assert "no sign of life" in server.log
     kit.answer_of(server.login(isid=2))
 
@@ -344,7 +346,12 @@ def test_worker_holds_no_descriptor_of_the_supervisor(start: Start, kit: SimpleN
     server.until(lambda status: status["callers"] == 1)
     first = kit.answer_of(server.login())
     os.kill(first["pid"], signal.SIGKILL)
-    status = server.until(lambda status: all(worker["state"] == "ready" for worker in status["workers"]))
+    status = server.until(
+        lambda status: (
+            [worker["state"] for worker in status["workers"]] == ["ready"] * 2
+            and first["pid"] not in [worker["pid"] for worker in status["workers"]]
+        )
+    )
     for worker in status["workers"]:
         links = [os.readlink(f"/proc/{worker['pid']}/fd/{fd}") for fd in os.listdir(f"/proc/{worker['pid']}/fd")]
         assert sum(link.startswith("socket:") for link in links) <= 1 + worker["sessions"], "its channel, its sessions"
