@@ -194,17 +194,40 @@ class Life(RuleBasedStateMachine):
 
     # An administrator.
 
-    @rule(what=st.sampled_from(("resize", "create", "apply", "delete")), choice=st.integers(1, MAX_SIZE // SECTOR))
+    @rule(
+        what=st.sampled_from(("resize", "grow", "create", "apply", "delete")),
+        choice=st.integers(1, MAX_SIZE // SECTOR),
+    )
     def administer(self, what: str, choice: int) -> None:
-        """Change the disk while both sessions have it."""
+        """Change the disk while both sessions have it, and are writing where it does not matter when they do."""
         self.done[-1] += 1
-        if what == "resize":
+        pending = self.begin_writes() if what in ("grow", "delete") else []
+        if what == "grow":
+            self.resize(min(len(self.model) + choice * SECTOR, 2 * MAX_SIZE))
+        elif what == "resize":
             self.resize(choice * SECTOR)
         elif what == "create":
             self.make_snapshot()
         elif self.snapshots:
             name = sorted(self.snapshots)[choice % len(self.snapshots)]
             self.apply_snapshot(name) if what == "apply" else self.delete_snapshot(name)
+        for disk, task in pending:
+            disk.wait(task)
+
+    def begin_writes(self) -> list[tuple[Disk, Task]]:
+        """Writes of both sessions, under way, each in a stretch of its own."""
+        pending = []
+        for index in range(8):
+            offset, length = self.stretch(
+                index * (len(self.model) // SECTOR) // 8, min(9, len(self.model) // SECTOR // 8)
+            )
+            if length:
+                disk = (self.disk, self.other)[index % 2]
+                pending.append((disk, disk.submit_write(offset, data := self.stamp(length, index))))
+                self.put(offset, data)
+        self.disk.push()
+        self.other.push()
+        return pending
 
     def resize(self, size: int) -> None:
         problems = lun_change(self.where, "resize", size=size, shrink=True)
