@@ -39,7 +39,8 @@ from iscsid.plugin import (
 )
 
 from .mirror_leg import Handle, Leg, name_of
-from .mirror_state import MAX_LEGS, MirrorState, recorded_size
+from .mirror_resize import adopt, resize
+from .mirror_state import MAX_LEGS, MirrorState, recorded_names, recorded_size
 
 OPTIONS = (
     Option("members", "members", required=True, doc=f"the legs, from 2 to {MAX_LEGS}, all of one size"),
@@ -79,7 +80,8 @@ class MirrorDevice(Device):
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         try:
-            self._take_facts(self._open_legs(), readonly, recorded_size(state))
+            self._take_facts(self._open_legs(), readonly)
+            self._take_size(state)
             self._state = MirrorState(state, self.size, [leg.name for leg in self.legs])
         except BaseException:
             self._close_legs()
@@ -108,10 +110,17 @@ class MirrorDevice(Device):
             raise BlockError(Fault.NOT_READY, "no leg of the mirror can be opened")
         return devices
 
-    def _take_facts(self, devices: Sequence[Device], readonly: bool, recorded: int) -> None:
+    def _take_size(self, state: str) -> None:
+        """What the legs have, where they have grown: if all are there, for the one that is down may be smaller."""
+        recorded = recorded_size(state)
+        if not 0 < recorded < self.size or recorded_names(state) != [leg.name for leg in self.legs]:
+            return
+        all_up = all(leg.handle is not None for leg in self.legs)
+        if self.readonly or not all_up or not adopt(state, self.size, [leg.name for leg in self.legs]):
+            self.size = recorded
+
+    def _take_facts(self, devices: Sequence[Device], readonly: bool) -> None:
         self.size = min(device.size for device in devices)
-        if len(devices) < len(self.legs) and 0 < recorded < self.size:
-            self.size = recorded  # the one that is down is a little smaller
         self.block_size = max(device.block_size for device in devices)
         self.physical_block_size = max(device.physical_block_size for device in devices)
         self.alignment = max(device.alignment for device in devices)
@@ -577,6 +586,11 @@ def iscsid_validate(options: Mapping[str, Any]) -> list[str]:
     if not os.path.isdir(folder):
         problems.append(f"state: there is no folder {folder}")
     return problems
+
+
+@hookimpl
+def iscsid_resize(options: Mapping[str, Any], size: int, shrink: bool) -> None:
+    resize(options, size, shrink)
 
 
 @hookimpl

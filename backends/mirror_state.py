@@ -10,6 +10,7 @@ The file begins with a page of JSON that says what it belongs to; the bytes foll
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
@@ -39,7 +40,7 @@ class MirrorState:
     copied from it.
 
     ``legs`` names each leg: one whose name is another than last time is copied anew. Raises BlockError(INVALID) for a
-    file that belongs to another mirror, and OSError.
+    file that belongs to another mirror, BlockError(BUSY) for one that another one has open, and OSError.
     """
 
     def __init__(self, path: str, size: int, legs: Sequence[str]) -> None:
@@ -49,12 +50,15 @@ class MirrorState:
         self._legs = list(legs)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the open file, which the map keeps open
             fresh = not os.pread(fd, HEADER, 0).strip(b"\0")  # its header is written last
             names = self._legs if fresh else self._names(fd, size)
             if fresh:
                 os.ftruncate(fd, HEADER + self.count)
             os.posix_fallocate(fd, 0, HEADER + self.count)  # a map of a hole on a full disk would end the process
             self._map = mmap.mmap(fd, HEADER + self.count)
+        except BlockingIOError as error:
+            raise BlockError(Fault.BUSY, f"{path} is in use by another mirror") from error
         finally:
             os.close(fd)
         self._intended = {region for region in range(self.count) if self._map[HEADER + region] & INTENT}
@@ -62,7 +66,7 @@ class MirrorState:
         self._adopt(fresh, names)
         self._write_header(size)
         self.sync()
-        _sync_directory(path)
+        sync_directory(path)
 
     def _adopt(self, fresh: bool, names: Sequence[str]) -> None:
         """Distrust what is new. On the medium before the header is: without it, all of this is done again."""
@@ -159,11 +163,21 @@ def recorded_size(path: str) -> int:
     return size if isinstance(size, int) else 0
 
 
+def recorded_names(path: str) -> list[str]:
+    """The legs of the mirror whose state this is; none where there is none that can be read."""
+    try:
+        with open(path, "rb") as file:
+            return [str(name) for name in _said(file.read(HEADER))["legs"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
 def _said(header: bytes) -> Any:
     return json.loads(header.rstrip(b"\0 \n"))
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
+    """Have the name of the file at ``path`` outlive a crash. Raises OSError."""
     fd = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

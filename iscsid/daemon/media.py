@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iscsid.daemon.errors import StartError
-from iscsid.errors import BlockError, PluginError
+from iscsid.errors import BlockError, Fault, PluginError
+from iscsid.plugin import resizing
 from iscsid.specs import LunSpec, ServerSpec
 
 if TYPE_CHECKING:
@@ -69,13 +71,10 @@ class Media:
         options = old.plugins.resize(lun.backend, old.options, lun.options["size"])
         return Prepared(target, lun, options, old.layers, old.plugins)
 
-    def sized(self, target: str, lun: LunSpec) -> Prepared:
-        """The LUN as it is prepared, to be opened when a worker has given its medium the size that ``lun`` has."""
+    def sized(self, target: str, lun: LunSpec, size: int) -> Prepared:
+        """The LUN as it is prepared, to be opened when a worker has given its medium ``size`` bytes."""
         old = self._luns[target, lun.lun]
-        options = dict(old.options)
-        if "size" in lun.options:
-            options["size"] = lun.options["size"]
-        return Prepared(target, lun, options, old.layers, old.plugins)
+        return Prepared(target, lun, resizing.sized(old.options, size), old.layers, old.plugins)
 
     def again(self, target: str, lun: int) -> Prepared:
         """The LUN as it is prepared now."""

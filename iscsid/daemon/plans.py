@@ -28,6 +28,7 @@ class Task:
 
     target: str
     lun: int
+    serial: str
     verb: str
     arguments: Mapping[str, Any]
 
@@ -65,7 +66,7 @@ def resizes(changes: Changes, held: Collection[Key]) -> list[Task]:
     for lun in changes.luns:
         if lun.kind is Kind.RESIZED and lun.new is not None and (lun.target, lun.lun) in held:
             arguments = {"size": lun.new.options["size"], "shrink": False}
-            works.setdefault(lun.new.serial, Task(lun.target, lun.lun, resizing.VERB, arguments))
+            works.setdefault(lun.new.serial, Task(lun.target, lun.lun, lun.new.serial, resizing.VERB, arguments))
     return list(works.values())
 
 

@@ -173,7 +173,7 @@ class Reloader:
                 if not resizing.can(server.plugins, old.backend):
                     raise Refused(str(resizing.cannot(old.backend)))
                 changes = self._again(old.serial, Kind.RESIZED, new)
-                work = Task(target.lower(), lun, resizing.VERB, {"size": size, "shrink": cut})
+                work = Task(target.lower(), lun, old.serial, resizing.VERB, {"size": size, "shrink": cut})
                 change = self._change(changes, None, done, works=[work])
         except Refused as error:
             done(Answer(problems=(str(error),)))
@@ -193,7 +193,7 @@ class Reloader:
         aside = action == "list"
         changes = Changes(server.spec) if aside else self._again(old.serial, Kind.RELOADED)
         arguments = {"action": action} if aside else {"action": action, "name": name}
-        work = Task(target.lower(), lun, "snapshot", arguments)
+        work = Task(target.lower(), lun, old.serial, "snapshot", arguments)
         rows = () if aside else ((what, f"snapshot {name} {_DONE[action]}"),)
         change = self._change(changes, None, done, works=[work], rows=rows)
         change.aside, change.other = aside, action == "apply"
@@ -262,7 +262,8 @@ class Reloader:
         if lun.kind is Kind.RESIZED:
             if (lun.target, lun.lun) not in change.held:
                 return media.resize(lun.target, new)
-            return media.sized(lun.target, new)
+            size = next(work.arguments["size"] for work in change.works if work.serial == new.serial)
+            return media.sized(lun.target, new, size)
         if lun.kind is Kind.RELOADED and "path" not in new.options:
             return media.again(lun.target, lun.lun)
         try:

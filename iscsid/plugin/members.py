@@ -30,6 +30,7 @@ class Member:
     layers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     problem: str = ""
     opener: Callable[[], Device] | None = field(default=None, repr=False, compare=False)
+    resizer: Callable[[int, bool], object] | None = field(default=None, repr=False, compare=False)
 
     def open(self) -> Device:
         """Open it, in the worker and in the role of whoever it is a member of.
@@ -39,6 +40,13 @@ class Member:
         if self.opener is None:
             raise BlockError(Fault.INVALID, "members are opened by iscsid_open")
         return self.opener()
+
+    def resize(self, size: int, shrink: bool) -> None:
+        """Give its medium ``size`` bytes, within ``iscsid_resize`` of whoever it is a member of, and while nobody has
+        it open. Raises PluginError, and BlockError where ``resizer`` is None: it cannot be done."""
+        if self.resizer is None:
+            raise BlockError(Fault.UNSUPPORTED, f"the back end {self.backend} cannot change the size of its medium")
+        self.resizer(size, shrink)
 
 
 def members(given: Any) -> tuple[Member, ...]:

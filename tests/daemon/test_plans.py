@@ -76,7 +76,7 @@ def test_each_medium_is_made_larger_once() -> None:
     luns = tuple(LunChange(target, Kind.RESIZED, FILE, new) for target in ("disk", "again"))
     changes = Changes(SPEC, luns=luns)
     assert plans.resizes(changes, [("disk", 0), ("again", 0)]) == [
-        Task("disk", 0, "resize", {"size": 1024, "shrink": False})
+        Task("disk", 0, "A", "resize", {"size": 1024, "shrink": False})
     ]
     assert plans.resizes(changes, []) == []
 

@@ -225,6 +225,25 @@ def test_twenty_snapshots_hold_what_was_there(start: StartServer, connect: Conne
     assert_sound(path)
 
 
+def test_mirror_is_resized_and_its_host_goes_on(start: StartServer, connect: Connect, tmp_path: Path) -> None:
+    legs = [{"backend": "file", "path": tmp_path / "one", "size": SIZE}, {"backend": "qcow2", "path": image(tmp_path)}]
+    server = start([{"backend": "mirror", "members": legs, "state": tmp_path / "state"}])
+    host = connect(server)
+    with Writer(host) as writer:
+        assert "would be lost" in lun(server, "resize", size=SIZE // 2)["problems"][0]
+        for size, shrink in ((2 * SIZE, False), (SIZE, True)):
+            host.attentions.clear()
+            done(server, "resize", size=size, shrink=shrink)
+            wait_until(lambda: CAPACITY in host.attentions or writer.trouble, "the host is told")
+            writer.go_on()
+    assert host.size() == SIZE and (tmp_path / "one").stat().st_size == SIZE
+    assert numbers(host.all()) == writer.written
+    refused = lun(server, "snapshot", action="create", name="x")
+    assert refused["problems"] == [f"target {TARGET} lun 0: the back end mirror has no snapshots"]
+    assert server.stop() == 0
+    run("compare", "-f", "raw", "-F", "qcow2", tmp_path / "one", tmp_path / "disk.qcow2")
+
+
 def test_disk_that_goes_back_has_its_size_of_then(start: StartServer, connect: Connect, tmp_path: Path) -> None:
     path = image(tmp_path)
     server = start([{"backend": "qcow2", "path": path}])

@@ -50,7 +50,7 @@ def plugins(**hooks: Any) -> tuple[Plugins, list[Any]]:
 
 def test_hook_goes_before_the_verb_and_says_whether_to_cut() -> None:
     found, log = plugins(hook=True, verb=True)
-    assert resizing.resize(found, "mine", {"claim": 9}, 512, shrink=True) == {"claim": 9, "size": 512}
+    assert resizing.resize(found, "mine", {"claim": 9, "size": 4096}, 512, shrink=True) == {"claim": 9, "size": 512}
     assert log == [("hook", 512, True)]
 
 
