@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from disk_kit import MemoryEnd
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iscsid.disk import state as states
@@ -216,6 +216,7 @@ def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
     assert 3 <= len(flushed) <= 5
 
 
+@settings(deadline=None)  # it waits for a disk, which others use too
 @given(
     content=st.lists(st.sampled_from([b"a" * 24, b"bc" * 20, bytes(48), bytes(8)]), min_size=1, max_size=24),
     ticks=st.integers(1, 6),
