@@ -127,12 +127,14 @@ def iscsid_validate(options: Mapping[str, Any]) -> list[str]:
     """Looks without claiming: the device may well be served, by us, while its configuration is checked."""
     path = options["path"]
     try:
-        _must_be_block(path, os.stat(path))
+        facts = os.stat(path)
+        _must_be_block(path, facts)
     except OSError as error:
         return [f"path: {path}: {error.strerror}"]
     except BlockError as error:
         return [f"path: {error}"]
-    return []
+    users = linux.users_of(facts.st_rdev)
+    return [f"path: {path} is in use: {', '.join(users)}"] if users else []
 
 
 @hookimpl
@@ -144,8 +146,8 @@ def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any]:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        words = f"{path} is in use: mounted, a part of another device, or served already"
-        raise BlockError(Fault.BUSY, words) from error
+        users = linux.users_of(os.stat(path).st_rdev) or ["by another program that serves or changes it"]
+        raise BlockError(Fault.BUSY, f"{path} is in use: {', '.join(users)}") from error
 
 
 def _claim_or_share(path: str) -> int:

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
 import sys
 from collections.abc import Iterator
@@ -208,3 +209,51 @@ def queue_facts(rdev: int, root: str = "/sys") -> QueueFacts:
         discard_alignment=number(folder / "discard_alignment"),
         write_cache=write_cache,
     )
+
+
+def users_of(rdev: int, root: str = "/") -> list[str]:
+    """Who uses the block device ``rdev``, a partition of it, or the disk that it is a partition of, as far as the
+    kernel says: where it is mounted, what is built of it, and whether it is swapped to."""
+    folder = Path(root, "sys", "dev", "block", f"{os.major(rdev)}:{os.minor(rdev)}").resolve()
+    family = [folder, *(entry.parent for entry in folder.glob("*/partition"))]
+    if (folder / "partition").exists():
+        family.append(folder.parent)
+    numbers = {number: member.name for member in family if (number := _text(member / "dev"))}
+    users = []
+    for line in _text(Path(root, "proc", "self", "mountinfo")).splitlines():
+        # proc_pid_mountinfo(5): the source is the second word behind the " - "; btrfs has no device of its own there
+        words, _, origin = line.partition(" - ")
+        source = origin.split()[1:2]
+        number = words.split()[2]
+        name = numbers.get(number) or (numbers.get(_number(source[0])) if source else None)
+        if name is not None:
+            users.append(f"/dev/{name} is mounted on {_unescaped(words.split()[4])}")
+    for member in family:
+        users += [f"/dev/{member.name} is a part of {holder.name}" for holder in sorted(member.glob("holders/*"))]
+    for line in _text(Path(root, "proc", "swaps")).splitlines()[1:]:
+        if (name := numbers.get(_number(line.split()[0]))) is not None:
+            users.append(f"/dev/{name} is swapped to")
+    return users
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _number(path: str) -> str:
+    """The device number of the block device at ``path``, as sysfs writes it; "" where there is none."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return ""
+    return f"{os.major(facts.st_rdev)}:{os.minor(facts.st_rdev)}" if stat.S_ISBLK(facts.st_mode) else ""
+
+
+def _unescaped(word: str) -> str:
+    """A word of mountinfo, in which blanks, tabs, newlines and backslashes are octal."""
+    for character in " \t\n\\":
+        word = word.replace(f"\\{ord(character):03o}", character)
+    return word

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def test_readonly_role_is_readonly(plugins: Plugins, loops: Any) -> None:
 def test_device_that_is_in_use_is_refused(plugins: Plugins, loops: Any) -> None:
     path = loops.attach()
     holder = os.open(path, os.O_RDWR | os.O_EXCL)
-    with pytest.raises(PluginError, match="is in use: mounted, a part of another device, or served already"):
+    with pytest.raises(PluginError, match="is in use: by another program that serves or changes it"):
         plugins.prepare("block", {"path": path})
     os.close(holder)
     plugins.release("block", plugins.prepare("block", {"path": path}))
@@ -99,15 +100,16 @@ def test_served_device_cannot_be_taken_by_others(plugins: Plugins, loops: Any) -
 def test_mounted_device_is_refused(plugins: Plugins, loops: Any, tmp_path: Path) -> None:
     path = loops.attach(16 * MIB)
     subprocess.run(["mkfs.ext4", "-q", path], check=True)
-    point = tmp_path / "mnt"
+    point = tmp_path / "a mount point"
     point.mkdir()
     mounted = subprocess.run(["mount", path, str(point)], capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"needs the right to mount: {mounted.stderr.strip()}")
     try:
-        with pytest.raises(PluginError, match="is in use"):
+        words = f"{path} is in use: {path} is mounted on {point}"
+        with pytest.raises(PluginError, match=re.escape(words)):
             plugins.prepare("block", {"path": path})
-        assert plugins.validate("block", {"path": path}) == []  # which must not claim
+        assert plugins.validate("block", {"path": path}) == [f"path: {words}"]
     finally:
         subprocess.run(["umount", str(point)], check=True)
 

@@ -176,6 +176,54 @@ def test_queue_fact_that_is_no_number_promises_nothing(tmp_path: Path) -> None:
     assert linux.queue_facts(os.makedev(8, 0), root).discard_max == 0
 
 
+# Who uses a device.
+
+MOUNTS = r"""
+22 27 0:21 / /proc rw,relatime - proc proc rw
+31 27 8:1 /sub /srv/with\040blank rw shared:1 - ext4 /dev/sda1 rw
+32 27 0:44 / /mnt rw - btrfs /nowhere/sda1 rw
+""".lstrip()
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> str:
+    """A disk 8:0 with the partitions 8:1, which is mounted, and 8:2, which is a part of a volume."""
+    disk = tmp_path / "sys" / "devices" / "sda"
+    links = tmp_path / "sys" / "dev" / "block"
+    links.mkdir(parents=True)
+    for number, folder in enumerate((disk, disk / "sda1", disk / "sda2")):
+        (folder / "holders").mkdir(parents=True)
+        (folder / "dev").write_text(f"8:{number}\n")
+        (links / f"8:{number}").symlink_to(folder)
+        if number:
+            (folder / "partition").write_text(f"{number}\n")
+    (disk / "sda2" / "holders" / "dm-0").mkdir()
+    process = tmp_path / "proc" / "self"
+    process.mkdir(parents=True)
+    (process / "mountinfo").write_text(MOUNTS)
+    (process.parent / "swaps").write_text("Filename Type Size Used Priority\n/nowhere/sda2 partition 1 0 -2\n")
+    return str(tmp_path)
+
+
+MOUNTED, HELD = "/dev/sda1 is mounted on /srv/with blank", "/dev/sda2 is a part of dm-0"
+
+
+@pytest.mark.parametrize(("minor", "users"), [(0, [MOUNTED, HELD]), (1, [MOUNTED]), (2, [HELD]), (9, [])])
+def test_users_of_a_device_are_those_of_its_partitions_too(system: str, minor: int, users: list[str]) -> None:
+    assert linux.users_of(os.makedev(8, minor), system) == users
+
+
+def test_users_are_found_by_the_source_of_a_mount_and_of_swap(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {"/nowhere/sda1": "8:1", "/nowhere/sda2": "8:2"}
+    monkeypatch.setattr(linux, "_number", lambda path: numbers.get(path, ""))
+    users = linux.users_of(os.makedev(8, 0), system)
+    assert users == [MOUNTED, "/dev/sda1 is mounted on /mnt", HELD, "/dev/sda2 is swapped to"]
+
+
+def test_system_that_tells_nothing_has_no_users(tmp_path: Path) -> None:
+    assert linux.users_of(os.makedev(8, 0), str(tmp_path)) == []
+
+
 # Block devices.
 
 
