@@ -113,6 +113,7 @@ def test_new_worker_has_the_state_before_its_first_session(two: Initiators) -> N
     assert two.ask(0, RESERVE)["status"] == GOOD
     os.kill(two.homes[1]["pid"], signal.SIGKILL)
     assert two.socks[1].recv(1) == b""
+    two.server.until(lambda status: all(row["pid"] != two.homes[1]["pid"] for row in status["workers"]))
     sock = two.server.login(isid=3)
     home = two.kit.answer_of(sock)
     assert home["worker"] == two.homes[1]["worker"]
@@ -130,6 +131,7 @@ def test_reservation_goes_with_its_session_and_with_its_worker(two: Initiators) 
     assert two.ask(1, RESERVE)["status"] == GOOD
     os.kill(two.homes[1]["pid"], signal.SIGKILL)
     assert two.socks[1].recv(1) == b""
+    two.server.until(lambda status: all(row["pid"] != two.homes[1]["pid"] for row in status["workers"]))
     sock = two.server.login(isid=3)
     two.kit.answer_of(sock)
     two.kit.order(sock, cdb=RESERVE)

@@ -271,6 +271,7 @@ def test_killed_worker_is_replaced_and_the_other_sessions_live(start: Start, kit
     dead, alive = kit.answer_of(first), kit.answer_of(second)
     os.kill(dead["pid"], signal.SIGKILL)
     assert closed(first)
+    server.until(lambda status: all(worker["pid"] != dead["pid"] for worker in status["workers"]))
     again = server.login(isid=1)
     answer = kit.answer_of(again)
     assert answer["pid"] not in server.told["pids"], "the old worker's sessions are no load: the new one is free"

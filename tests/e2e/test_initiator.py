@@ -186,8 +186,8 @@ def test_load_survives_the_death_of_its_worker(start: StartServer, ram: list[dic
                 assert progressed.wait(30)
                 victim = server.workers()[server.worker_of(ONE)]
                 assert victim is not None
-                os.kill(victim, signal.SIGKILL)
                 logins = disk.client.session.logins
+                os.kill(victim, signal.SIGKILL)
                 wait_until(lambda before=logins: disk.client.session.logins > before, "the initiator is back")
         assert disk.read(0, len(model)) == model
 

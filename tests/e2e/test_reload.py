@@ -240,6 +240,7 @@ def test_worker_that_is_killed_during_reloads_holds_up_nobody(rig: Rig) -> None:
             return luns(rig.one) == expected
 
         wait_until(seen, "the worker that lives has it")
+        wait_until(lambda victim=victim: victim not in rig.server.workers(), "its death is noticed")
         with Initiator(rig.server.address, OTHER) as again:
             settle(again)
             assert luns(again) == expected

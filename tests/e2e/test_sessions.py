@@ -217,5 +217,6 @@ def test_dead_worker_costs_a_busy_client_its_session_only_once(start: StartServe
                 deadline = time.monotonic() + 10
                 while time.monotonic() < deadline:
                     client.read(0, 1)
+        wait_until(lambda pid=pid: server.workers()[0] not in (None, pid), "the worker is replaced")
     with Initiator(server.address, ONE) as client:
         assert [client.read(number, 1) for number in range(3)] == [bytes([number]) * 512 for number in range(3)]
