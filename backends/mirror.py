@@ -393,11 +393,13 @@ class MirrorDevice(Device):
             log.warning("mirror: %s is back", leg.name)
 
     def _look(self, leg: Leg, handle: Handle) -> None:
-        """Distrust all of a leg that has come back with other data."""
+        """Distrust all of a leg that has come back with other data, but for what no other one has."""
         if self._is_another(leg, handle):
             log.error("mirror: %s holds other data than before, all of it is copied anew", leg.name)
+            others = sum(other.bit for other in self.legs if other is not leg)
             with self._lock:
-                self._state.distrust(leg.number, range(self._state.count))
+                elsewhere = (region for region in range(self._state.count) if others & ~self._state.stale(region))
+                self._state.distrust(leg.number, elsewhere)
                 self._state.sync()
 
     def _is_another(self, leg: Leg, handle: Handle) -> bool:

@@ -119,6 +119,7 @@ class Rig:
         device._stop.set()
         assert device._thread is not None
         device._thread.join()
+        device._state._map.close()  # what is in it stays, and its file is nobody's any more
 
     def close(self) -> None:
         for device in self.mirrors:
@@ -684,6 +685,27 @@ def test_disk_in_the_place_of_one_that_failed_is_copied_anew(rig: Rig, caplog: p
     assert rig.disks[0].data == rig.disks[1].data
     assert get(device, 4096, FAR) == BLOCK
     assert "disk /0 holds other data than before" in caplog.text
+
+
+def test_what_only_the_leg_has_that_is_back_is_read_from_it_whatever_it_holds(rig: Rig) -> None:
+    device = rig.open()
+    until(lambda: current(device))
+    put(device, BLOCK, 0)
+    put(device, BLOCK, FAR)
+    device.flush()
+    rig.close()
+    state = MirrorState(rig.state, SIZE, ["disk /0", "disk /1"])
+    state.distrust(1, [0])  # as if it had been stopped while that was copied
+    state.close()
+    rig.disks[0].broken = {"open"}
+    device = rig.open()
+    with pytest.raises(BlockError, match="no leg of the mirror has the data"):
+        get(device, 4096, 0)
+    rig.disks[0].data[FAR] ^= 1
+    rig.disks[0].broken.clear()
+    until(lambda: current(device))
+    assert get(device, 4096, 0) == get(device, 4096, FAR) == BLOCK
+    assert rig.disks[0].data == rig.disks[1].data
 
 
 def test_leg_that_comes_back_as_it_was_is_copied_only_what_it_missed(
