@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from iscsid.block.device import Device
+from iscsid.block.whole import whole
 from iscsid.cli_image import print_answer
 from iscsid.config import load
 from iscsid.errors import PluginError
@@ -45,7 +46,7 @@ def opener(plugins: Plugins, lun: LunSpec, under: int) -> Iterator[Any]:
             stack.callback(plugins.release, lun.backend, options)
             layers = plugins.prepare_layers([(layer.layer, layer.options) for layer in lun.layers[:under]])
             stack.callback(plugins.release_layers, layers)
-            device = plugins.open(lun.backend, options, "readonly" if lun.readonly else "owner")
+            device = whole(plugins.open(lun.backend, options, "readonly" if lun.readonly else "owner"))
             closing = stack.enter_context(ExitStack())
             closing.callback(device.close)
             for name, values in layers:

@@ -29,6 +29,7 @@ from iscsid.block.filter import Filter, changes
 from iscsid.block.health import FLUSH, READ, WRITE, Health
 from iscsid.block.ranges import checked, chunks, merged, whole_blocks
 from iscsid.block.turn import Later, stay
+from iscsid.block.whole import check_whole
 from iscsid.errors import BlockError, Fault
 
 MIN_BLOCK_SIZE = 512
@@ -206,7 +207,7 @@ class Guarded:
         try:
             done = self._read(buffer, offset)
             if done is not None:
-                _whole(done, len(buffer), Fault.READ_ERROR)
+                check_whole(done, len(buffer), Fault.READ_ERROR)
         except BaseException as error:
             _place(self, error)
             _rethrow(self, error, READ)
@@ -219,7 +220,7 @@ class Guarded:
             emulates = fua and self.can.fua is not Support.NATIVE
             done = self._write_fua(data, offset) if fua and not emulates else self._write(data, offset)
             if done is not None:
-                _whole(done, len(data), Fault.WRITE_ERROR)
+                check_whole(done, len(data), Fault.WRITE_ERROR)
         except BaseException as error:
             _rethrow(self, error, WRITE)
         stay()
@@ -256,7 +257,7 @@ class Guarded:
                 for at, size in chunks(offset, length, CHUNK):
                     done = write(_ZEROES[:size], at)
                     if done is not None:
-                        _whole(done, size, Fault.WRITE_ERROR)
+                        check_whole(done, size, Fault.WRITE_ERROR)
                     stay()
         except BaseException as error:
             _rethrow(self, error, WRITE)
@@ -366,7 +367,7 @@ class Guarded:
                 for at, size in chunks(0, len(buffer), CHUNK):
                     done = read(bounce[:size], offset + at)
                     if done is not None:
-                        _whole(done, size, Fault.READ_ERROR)
+                        check_whole(done, size, Fault.READ_ERROR)
                     buffer[at : at + size] = bounce[:size]
             return None
 
@@ -384,7 +385,7 @@ class Guarded:
                     bounce[:size] = data[at : at + size]
                     done = write(bounce[:size], offset + at)
                     if done is not None:
-                        _whole(done, size, Fault.WRITE_ERROR)
+                        check_whole(done, size, Fault.WRITE_ERROR)
                     stay()
             return None
 
@@ -429,7 +430,7 @@ def _guarded_transfer(guard: Guarded, transfer: Transfer, *, writing: bool) -> T
         try:
             done = transfer(buffer, offset)
             if done is not None:
-                _whole(done, length, short)
+                check_whole(done, length, short)
         except BaseException as error:
             _rethrow(guard, error, kind)
 
@@ -445,7 +446,7 @@ def _guarded_view(guard: Guarded, view: Callable[[int, int], memoryview]) -> Cal
         try:
             lent = view(offset, length)
             if len(lent) != length:
-                _whole(len(lent), length, Fault.READ_ERROR)
+                check_whole(len(lent), length, Fault.READ_ERROR)
             return lent
         except BaseException as error:
             _rethrow(guard, error, READ)
@@ -457,12 +458,6 @@ def _refuse(offset: int, length: int, size: int, block_size: int) -> NoReturn:
     if offset < 0 or length < 0 or offset + length > size:
         raise BlockError(Fault.OUT_OF_RANGE, f"{length} bytes at {offset}: the device has {size}")
     raise BlockError(Fault.INVALID, f"{length} bytes at {offset}: not whole blocks of {block_size} bytes")
-
-
-def _whole(done: object, length: int, fault: Fault) -> None:
-    """What a device says of the bytes that it has moved; one that says nothing has moved all."""
-    if done != length:
-        raise BlockError(fault, f"the device has moved {done!r} of {length} bytes")
 
 
 def _rethrow(guard: Guarded, error: BaseException, kind: str) -> NoReturn:

@@ -22,6 +22,7 @@ import pluggy
 
 from iscsid.block.device import Device, Sharing
 from iscsid.block.handles import Condition, handles_of
+from iscsid.block.whole import whole
 from iscsid.errors import PluginError
 from iscsid.plugin import hookspecs
 from iscsid.plugin.auth import AuthInfo, CredentialSource
@@ -361,7 +362,7 @@ class Plugins:
     def wrap(self, device: Device, layer: str, options: Mapping[str, Any]) -> Device:
         """Put a layer over ``device``; closing the answer closes both. On failure ``device`` stays open."""
         owner, values = self._options(layer, options, self._layers, "layer")
-        return self._device(owner.plugin, "iscsid_filter", device=device, name=layer, options=values)
+        return self._device(owner.plugin, "iscsid_filter", device=whole(device), name=layer, options=values)
 
     def probe(self, uri: str) -> list[tuple[int, str]]:
         """(confidence, back end) of each that says it can open ``uri``, surest first; one that fails is left out."""
@@ -422,7 +423,7 @@ class Plugins:
         return problems
 
     def _open_member(self, member: Member, role: str) -> Device:
-        device = self.open(member.backend, member.options, role)
+        device = whole(self.open(member.backend, member.options, role))
         try:
             for layer, options in member.layers:
                 device = self.wrap(device, layer, options)
