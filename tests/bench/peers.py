@@ -27,6 +27,7 @@ SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")
 START_SECONDS = 20.0
 STOP_SECONDS = 15.0
 TARGET_NAME = "iqn.2026-11.org.iscsid.bench:disk0"
+DIGESTS = {"HeaderDigest": "None,CRC32C", "DataDigest": "None,CRC32C"}
 ACCOUNT, OWN = ("joe", "secretsecret1"), ("disk", "othersecret12")  # what initiators prove, and the target to them
 
 
@@ -174,11 +175,13 @@ def iscsid_qcow2(folder: Path, image: Path) -> Iterator[Peer]:
 
 
 @contextmanager
-def tgt(folder: Path, image: Path, *, chap: bool = False, digests: bool = False) -> Iterator[Peer]:
+def tgt(
+    folder: Path, image: Path, *, chap: bool = False, parameters: Mapping[str, str] | None = None
+) -> Iterator[Peer]:
     """Debian's tgtd. It takes no notice of SIGTERM, so it is asked to end through its own control socket.
 
-    ``chap``: ACCOUNT has to be proved, and OWN is what it proves itself. ``digests``: they may be negotiated, which
-    tgt refuses by default.
+    ``chap``: ACCOUNT has to be proved, and OWN is what it proves itself. ``parameters`` are those of the target that
+    tgtadm changes, such as DIGESTS, which tgt refuses by default.
     """
     tgtd, tgtadm = need("tgtd"), need("tgtadm")
     if os.geteuid() != 0:
@@ -194,9 +197,8 @@ def tgt(folder: Path, image: Path, *, chap: bool = False, digests: bool = False)
     with spawned([tgtd, "-f", "-C", control, "--iscsi", f"portal=127.0.0.1:{port}"], folder, port, env) as process:
         admin("--op", "new", "--mode", "target", "--tid", "1", "-T", TARGET_NAME)
         admin("--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", str(image))
-        if digests:
-            for name in ("HeaderDigest", "DataDigest"):
-                admin("--op", "update", "--mode", "target", "--tid", "1", "--name", name, "--value", "None,CRC32C")
+        for name, value in (parameters or {}).items():
+            admin("--op", "update", "--mode", "target", "--tid", "1", "--name", name, "--value", value)
         for (user, secret), words in ((ACCOUNT, ()), (OWN, ("--outgoing",))) if chap else ():
             admin("--op", "new", "--mode", "account", "--user", user, "--password", secret)
             admin("--op", "bind", "--mode", "account", "--tid", "1", "--user", user, *words)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from e2e_initiator import steady
-from e2e_peers import running
+from e2e_peers import peers, running
 from e2e_server import TARGET, Server, wait_until
 from ports import free_port
 
@@ -117,7 +117,7 @@ def test_copy_to_any_target_and_back_is_equal(url: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_digests_protect_the_data(name: str, tmp_path: Path) -> None:
-    options = {"digests": True} if name == "tgt" else {}
+    options = {"parameters": peers.DIGESTS} if name == "tgt" else {}
     with running(name, tmp_path, SIZE, **options) as url:
         for header, data in itertools.product((True, False), repeat=2):
             with open_disk(url, header_digest=header, data_digest=data) as disk:
@@ -137,6 +137,26 @@ def test_target_that_refuses_digests_is_left_when_they_are_insisted_on(tmp_path:
             open_disk(url, header_digest=True)
         with open_disk(url) as disk:
             assert disk.read(0, 512) == bytes(512)
+
+
+@pytest.mark.judge("tgtd")
+@pytest.mark.parametrize("reason", ["Temporary", "Permanent"])
+def test_redirection_of_tgt_is_followed(tmp_path: Path, reason: str) -> None:
+    """To ours, at another address of this host: tgt redirects nobody to the address where he is already."""
+    ours = Server(tmp_path / "ours", [{"backend": "ram", "size": "8 MiB"}] * 2, portals=["127.0.0.2:0"])
+    ours.config.write_text(ours.config.read_text().replace(TARGET, peers.TARGET_NAME))
+    ours.start()
+    try:
+        host, port = ours.address
+        moved = {"RedirectAddress": host, "RedirectPort": str(port), "RedirectReason": reason}
+        with running("tgt", tmp_path, SIZE, parameters=moved) as url, open_disk(url) as disk:
+            assert disk.size == 8 << 20
+            disk.write(0, b"moved..." * 512)
+            (session,) = ours.sessions()
+            assert session["target"] == peers.TARGET_NAME
+            assert disk.read(0, 4096) == b"moved..." * 512
+    finally:
+        ours.finish()
 
 
 @contextmanager
