@@ -22,6 +22,7 @@ from iscsid.disk.state import CopyState
 MAX_HOLE: Final = 256 << 20  # bytes that are made zero at once: what an interrupt waits for
 ZERO_RUN: Final = 64 << 10  # bytes of zeros that are worth a hole
 CHECKPOINT_SECONDS: Final = 1.0
+LOSSES: Final = 8  # of the destination, from one checkpoint to the next, that are made good
 
 Report = Callable[[int], None]
 
@@ -179,10 +180,23 @@ class Copy(Pass):
         block = destination.block_size
         self._run = ZERO_RUN if ZERO_RUN % block == 0 else block
         self.copied = Copied(self._state.position, source.size)
+        self._counted = (0, 0)  # what was written and what was zeros, at the last checkpoint
+        self._sessions = destination.sessions
+        self._losses = 0
 
     def run(self) -> Copied:
         """Do it; all of it is on the medium when this returns. Raises Interrupted, EndError and InitiatorError."""
         self._keep()
+        while not self._pass():
+            self._losses += 1
+            if self._losses > LOSSES:
+                raise EndError(f"{self.destination.name} is lost again and again")
+            self.copied.written, self.copied.zeros = self._counted
+        self.source.check_size()  # one that has grown in the meantime is not copied, and one that has shrunk never was
+        return self.copied
+
+    def _pass(self) -> bool:
+        """Copy what the state does not count, to the end; False where something of that has to be done once more."""
         extents = self.source.extents() if self.sparse else self.everything()
         due = self._clock() + self._every
         for chunk in chunks(aligned(extents, self.grain, self.source.size), self._state.position, self.chunk):
@@ -194,13 +208,12 @@ class Copy(Pass):
             self.report(position)
             stopping = self.stop()
             if stopping or self._clock() >= due:
-                self._checkpoint(position)
+                if not self._checkpoint(position):
+                    return False
                 if stopping and position < self.source.size:
                     raise Interrupted(position)
                 due = self._clock() + self._every
-        self._checkpoint(self.source.size)
-        self.source.check_size()  # one that has grown in the meantime is not copied, and one that has shrunk never was
-        return self.copied
+        return self._checkpoint(self.source.size)
 
     def _start(self, chunk: Extent) -> None:
         """Begin to read a chunk, when there is a buffer, and let what was read be written."""
@@ -249,15 +262,25 @@ class Copy(Pass):
             self.destination.zero(offset, self.padded(length))
         self.copied.zeros += length
 
-    def _checkpoint(self, position: int) -> None:
-        """Wait for all that is in flight, flush, and note that everything before ``position`` is on the medium."""
+    def _checkpoint(self, position: int) -> bool:
+        """Wait for all that is in flight, flush, and note that everything before ``position`` is on the medium.
+
+        False where the destination was lost since the last time: it may have lost what it had answered and not flushed,
+        and the flush after that says nothing of it.
+        """
         while self.reading:
             self._write(self.reading.popleft())
         while self._writing:
             self._written(self._writing.popleft())
         self.destination.flush()
+        before, self._sessions = self._sessions, self.destination.sessions
+        if before != self._sessions:
+            return False
+        self._losses = 0
+        self._counted = (self.copied.written, self.copied.zeros)
         self._state.position = position
         self._keep()
+        return True
 
     def _keep(self) -> None:
         if self._path is not None:

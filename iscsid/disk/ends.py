@@ -50,6 +50,7 @@ class End(Protocol):
         identity: what must be the same when a copy is resumed.
         size, block_size, max_transfer: bytes; ``max_transfer`` of one read or write.
         fresh: all of it reads as zeros, so that zeros need not be written.
+        sessions: how often it was there anew; what was not flushed before may be lost with the one before.
     """
 
     name: str
@@ -58,6 +59,9 @@ class End(Protocol):
     block_size: int
     max_transfer: int
     fresh: bool
+
+    @property
+    def sessions(self) -> int: ...
 
     def extents(self) -> Iterator[Extent]:
         """All of it, in order and without a gap."""
@@ -86,6 +90,8 @@ class End(Protocol):
 
 class FileEnd:
     """A raw image or a block device, opened already: ``open_source`` and ``open_destination`` do that."""
+
+    sessions = 1
 
     def __init__(self, path: str, fd: int) -> None:
         found = os.fstat(fd)
@@ -185,6 +191,10 @@ class LunEnd:
         self.identity = {"url": self.name, "size": self.size, "serial": serial_of(disk)}
         self._zeroes = disk.capacity().zeroes
         self.fresh = False
+
+    @property
+    def sessions(self) -> int:
+        return self.disk.client.session.logins
 
     def look_if_fresh(self) -> None:
         """Find out whether nothing is mapped, so that all of it reads as zeros."""

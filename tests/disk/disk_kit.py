@@ -16,6 +16,7 @@ class MemoryEnd:
         holes: stretches (offset, length) that it says are no data.
         lazy: data moves when the transfer is finished, not when it is started.
         fail_at: the number of the transfer that fails.
+        lose_at: numbers of the transfers after which it loses what was not flushed, and is there again.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class MemoryEnd:
         lazy: bool = True,
         name: str = "memory",
         fail_at: int | None = None,
+        lose_at: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.identity: dict[str, Any] = {"path": name, "size": len(content)}
@@ -41,6 +43,8 @@ class MemoryEnd:
         self.holes = sorted(holes)
         self.lazy = lazy
         self.fail_at = fail_at
+        self.lose_at = set(lose_at)
+        self.sessions = 1
         self.calls: list[tuple[str, int, int]] = []
         self.most_in_flight = self._in_flight = 0
 
@@ -87,6 +91,11 @@ class MemoryEnd:
             buffer[:] = self.content[offset : offset + len(buffer)]
         else:
             self.content[offset : offset + len(buffer)] = buffer
+        if number in self.lose_at:
+            self.content[:] = self.durable
+            self.sessions += 1
+            if kind == "write":  # what had no answer is sent again
+                self.content[offset : offset + len(buffer)] = buffer
 
     def zero(self, offset: int, length: int) -> None:
         assert offset % self.block_size == length % self.block_size == 0

@@ -186,6 +186,39 @@ def test_interrupted_copy_goes_on_where_it_was(tmp_path: Path) -> None:
     assert destination.durable == bytes(source.content)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("lose_at", [[3, 4], [9, 10], [9, 10, 12, 13], [3, 4, 22, 23]])
+def test_what_a_destination_has_lost_before_it_was_flushed_is_copied_again(
+    tmp_path: Path, lose_at: list[int], fresh: bool
+) -> None:
+    """It was lost with its cache, and was there again: the flush after that succeeds."""
+    source = MemoryEnd(SPARSE + b"xyz" * 200 + SPARSE)
+    destination = MemoryEnd(bytes(source.size), fresh=fresh, lose_at=lose_at)
+    clock = iter(range(10_000))
+    told: list[int] = []
+    Copy(
+        source,
+        destination,
+        depth=3,
+        path=tmp_path / "state",
+        checkpoint_seconds=6,
+        clock=lambda: float(next(clock)),
+        report=told.append,
+    ).run()
+    assert destination.sessions > 1
+    assert destination.durable == bytes(source.content)
+    assert told[-1] == source.size
+
+
+def test_destination_that_is_lost_again_and_again_is_given_up(tmp_path: Path) -> None:
+    source = MemoryEnd(b"abcd" * 200)
+    destination = MemoryEnd(bytes(800), lose_at=range(10_000))
+    with pytest.raises(EndError, match="again and again"):
+        Copy(source, destination, depth=2, path=tmp_path / "state").run()
+    state = states.load(tmp_path / "state")
+    assert state is not None and state.position == 0
+
+
 def test_state_is_there_before_anything_was_copied(tmp_path: Path) -> None:
     source = MemoryEnd(b"a" * 64, fail_at=0)
     with pytest.raises(EndError):
