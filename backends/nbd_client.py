@@ -97,9 +97,7 @@ class Client:
             self.call(request)
             return
         if journal.full:
-            with self._settling:
-                if journal.full:
-                    self.flush()
+            self._settle(journal)
         data = request.data if request.kind == protocol.CMD_WRITE else None
         while True:
             connection = self.call(request)
@@ -107,6 +105,17 @@ class Client:
             if connection in self._connections:
                 return
             request.reset()  # lost since the answer, and the journal done once more perhaps without this
+
+    def _settle(self, journal: Journal) -> None:
+        """Make room by a flush, of ours or of another caller who is at it."""
+        if not self._settling.acquire(timeout=self._settings.timeout + self._settings.reconnect):
+            words = "what is kept for a lost server is full, and cannot be flushed"
+            raise BlockError(Fault.NOT_READY, f"{self._settings.address}: {words}")
+        try:
+            if journal.full:
+                self.flush()
+        finally:
+            self._settling.release()
 
     def flush(self) -> None:
         """Have all that was answered put on the medium. Once that has failed, something may be lost, and it fails for

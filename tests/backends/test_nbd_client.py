@@ -425,6 +425,22 @@ def test_full_journal_is_flushed_before_the_next_write() -> None:
         client.close()
 
 
+def test_nobody_waits_longer_than_his_time_for_a_flush_of_a_full_journal() -> None:
+    """While the server is away, each of those who wait would have its time after that of the one before."""
+    with Script() as script:
+        client = script.client(journal=512)
+        client.change(write(0, b"x" * 512))
+        patience = client._settings
+        client._settings = patience._replace(timeout=0.1, reconnect=0.1)
+        with client._settling, pytest.raises(BlockError, match="full") as caught:
+            client.change(write(512, b"x" * 512))
+        assert caught.value.fault is Fault.NOT_READY
+        client._settings = patience
+        client.change(write(512, b"x" * 512))
+        assert script.kinds() == ["write", "flush", "write"]
+        client.close()
+
+
 def test_what_the_server_does_not_take_again_fails_every_flush() -> None:
     def refusing(peer: Peer) -> None:
         peer.shake()
