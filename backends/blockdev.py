@@ -14,21 +14,23 @@ import mmap
 import os
 import stat
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from iscsid.plugin import BackendInfo, BlockError, Capabilities, Descriptor, Fault, Option, Support, hookimpl
 
 from . import linux
+from .claims import Claims
 from .descriptor import UNREADABLE, DescriptorDevice, reopen
 
 OPTIONS = (
-    Option("path", "path", required=True, doc="the device, best by a name in /dev/disk/by-id"),
+    Option("path", "path", required=True, doc="the device, best by a name in /dev/disk/by-id", medium=True),
     Option("direct", "bool", default=False, doc="go past the page cache (O_DIRECT)"),
 )
 #: What fallocate and the ioctls say when the device has no such command.
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL)
 
-_claims: dict[int, set[int]] = {}  # of this process: device number -> descriptors, all of one open
+DISKS = Claims(lambda facts: facts.st_rdev)
 
 
 class BlockDevice(DescriptorDevice):
@@ -138,25 +140,17 @@ def iscsid_validate(options: Mapping[str, Any]) -> list[str]:
 
 
 @hookimpl
-def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any]:
+def iscsid_prepare(options: Mapping[str, Any], role: str) -> Mapping[str, Any]:
+    """Two units may be parts of one device: the second shares the claim of the first, which ends with the last."""
     path = options["path"]
     _must_be_block(path, os.stat(path))
     try:
-        return {"claim": Descriptor(_claim_or_share(path))}
+        return {"claim": Descriptor(DISKS.take(path, partial(_claim, path), writes=role != "readonly"))}
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
         users = linux.users_of(os.stat(path).st_rdev) or ["by another program that serves or changes it"]
         raise BlockError(Fault.BUSY, f"{path} is in use: {', '.join(users)}") from error
-
-
-def _claim_or_share(path: str) -> int:
-    """Two units may be parts of one device: the second shares the claim of the first, which ends with the last."""
-    number = os.stat(path).st_rdev
-    held = _claims.get(number)
-    fd = os.dup(next(iter(held))) if held else _claim(path)
-    _claims.setdefault(number, set()).add(fd)
-    return fd
 
 
 def _claim(path: str) -> int:
@@ -170,13 +164,7 @@ def _claim(path: str) -> int:
 
 @hookimpl
 def iscsid_release(options: Mapping[str, Any]) -> None:
-    claim = int(options["claim"])
-    number = os.fstat(claim).st_rdev
-    os.close(claim)
-    held = _claims.get(number, set())
-    held.discard(claim)
-    if not held:
-        _claims.pop(number, None)
+    DISKS.give(int(options["claim"]))
 
 
 @hookimpl

@@ -11,7 +11,8 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from iscsid.plugin import (
@@ -28,10 +29,12 @@ from iscsid.plugin import (
 )
 
 from . import linux
+from .claims import Claims
 from .descriptor import DescriptorDevice, reopen
+from .file_clone import VERBS, clone
 
 OPTIONS = (
-    Option("path", "path", required=True, doc="the file"),
+    Option("path", "path", required=True, doc="the file", medium=True),
     Option("size", "size", minimum=512, doc="made this large, sparse, when it is missing or smaller; never cut"),
     Option(
         "physical_block_size",
@@ -41,14 +44,23 @@ OPTIONS = (
         doc="the physical block that initiators are told of, a power of two; by default the logical block",
     ),
     Option("direct", "bool", default=False, doc="go past the page cache (O_DIRECT)"),
+    Option("share", "bool", default=False, doc="others may write to the file, too: they know of each other"),
 )
+FILES = Claims(lambda facts: (facts.st_dev, facts.st_ino))
 
 
 class FileDevice(DescriptorDevice):
-    """A regular file open at ``fd``."""
+    """A regular file open at ``fd``; ``closed`` is called when it is closed."""
 
     def __init__(
-        self, fd: int, name: str, *, direct: bool = False, readonly: bool = False, physical_block_size: int = 0
+        self,
+        fd: int,
+        name: str,
+        *,
+        direct: bool = False,
+        readonly: bool = False,
+        physical_block_size: int = 0,
+        closed: Callable[[], None] | None = None,
     ) -> None:
         kind = linux.file_system(fd)
         # FUSE servers that bypass the page cache see the data without the flag: use write and fdatasync there.
@@ -57,6 +69,7 @@ class FileDevice(DescriptorDevice):
         facts = os.fstat(fd)
         self.size = facts.st_size
         self.readonly = readonly
+        self._closed = closed
         self.discard_granularity = min(max(facts.st_blksize, 512), 65536)
         # The page cache takes a single logical block; that the file system's block suits it better is a hint.
         self.physical_block_size = physical_block_size
@@ -85,6 +98,12 @@ class FileDevice(DescriptorDevice):
 
     def space(self) -> Space:
         return linux.file_space(self._fd)
+
+    def close(self) -> None:
+        super().close()
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            closed()
 
     def capabilities(self) -> Capabilities:
         answer = super().capabilities()
@@ -130,17 +149,21 @@ def _open_or_create(path: str, size: int | None) -> int:
     return os.open(path, os.O_RDONLY)  # a file that may not be written can still be served read-only
 
 
-def _grow(fd: int, path: str, size: int) -> None:
-    have = os.fstat(fd).st_size
+def _grow(claim: int, path: str, size: int) -> None:
+    have = os.fstat(claim).st_size
     if have > size:
         raise BlockError(Fault.INVALID, f"{path} has {have} bytes, more than size = {size}: it is never cut")
     if have < size:
-        os.ftruncate(fd, size)
+        fd = reopen(claim, path, os.O_RDWR)  # the claim may be of somebody who only reads
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
 
 
 @hookimpl
 def iscsid_backend_info() -> BackendInfo:
-    return BackendInfo("file", "a regular file", OPTIONS)
+    return BackendInfo("file", "a regular file", OPTIONS, verbs=VERBS)
 
 
 @hookimpl
@@ -171,13 +194,18 @@ def iscsid_validate(options: Mapping[str, Any]) -> list[str]:
 
 @hookimpl
 def iscsid_create(options: Mapping[str, Any]) -> None:
-    iscsid_release({"claim": _claim(options)})
+    iscsid_release({"claim": _claim(options, "worker")})
 
 
 @hookimpl
-def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Create and grow the file once, and hold it for the workers to open (see ``reopen``)."""
-    return {"claim": Descriptor(_claim(options))}
+def iscsid_image(options: Mapping[str, Any], verb: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    return clone(options["path"], arguments["to"])
+
+
+@hookimpl
+def iscsid_prepare(options: Mapping[str, Any], role: str) -> Mapping[str, Any]:
+    """Create and grow the file once, and hold it for the workers to open (see ``reopen``), and against others."""
+    return {"claim": Descriptor(_claim(options, role))}
 
 
 @hookimpl
@@ -197,22 +225,24 @@ def iscsid_resize(options: Mapping[str, Any], size: int, shrink: bool) -> None:
         os.close(fd)
 
 
-def _claim(options: Mapping[str, Any]) -> int:
+def _claim(options: Mapping[str, Any], role: str) -> int:
     path, size = options["path"], options["size"]
-    fd = _open_or_create(path, size)
+    claim = FILES.take(
+        path, partial(_open_or_create, path, size), writes=role != "readonly", share=options.get("share") or False
+    )
     try:
-        _must_be_regular(path, os.fstat(fd))
+        _must_be_regular(path, os.fstat(claim))
         if size:
-            _grow(fd, path, size)
+            _grow(claim, path, size)
     except BaseException:
-        os.close(fd)
+        FILES.give(claim)
         raise
-    return fd
+    return claim
 
 
 @hookimpl
 def iscsid_release(options: Mapping[str, Any]) -> None:
-    os.close(options["claim"])
+    FILES.give(int(options["claim"]))
 
 
 @hookimpl
@@ -220,11 +250,21 @@ def iscsid_open(options: Mapping[str, Any], role: str) -> FileDevice:
     path, direct = options["path"], options["direct"]
     readonly = role == "readonly"
     flags = os.O_RDONLY if readonly else os.O_RDWR
-    fd = reopen(options.get("claim"), path, flags | (os.O_DIRECT if direct else 0))
+    claim, closed = options.get("claim"), None
+    if claim is None:  # nobody has prepared it: it is held for as long as it is open
+        share = options.get("share") or False
+        claim = FILES.take(path, partial(os.open, path, os.O_RDONLY), writes=not readonly, share=share)
+        closed = partial(FILES.give, claim)
     try:
-        _must_be_regular(path, os.fstat(fd))
-        physical = options.get("physical_block_size") or 0
-        return FileDevice(fd, path, direct=direct, readonly=readonly, physical_block_size=physical)
+        fd = reopen(claim, path, flags | (os.O_DIRECT if direct else 0))
+        try:
+            _must_be_regular(path, os.fstat(fd))
+            physical = options.get("physical_block_size") or 0
+            return FileDevice(fd, path, direct=direct, readonly=readonly, physical_block_size=physical, closed=closed)
+        except BaseException:
+            os.close(fd)
+            raise
     except BaseException:
-        os.close(fd)
+        if closed is not None:
+            closed()
         raise

@@ -44,7 +44,7 @@ from .mirror_state import MAX_LEGS, MirrorState, recorded_names, recorded_size
 
 OPTIONS = (
     Option("members", "members", required=True, doc=f"the legs, from 2 to {MAX_LEGS}, all of one size"),
-    Option("state", "path", required=True, doc="the file that remembers which leg misses what"),
+    Option("state", "path", required=True, doc="the file that remembers which leg misses what", medium=True),
     Option("retry", "int", default=10, minimum=1, maximum=86400, doc="seconds between two tries to mend a leg"),
 )
 COPY: Final = 1 << 20  # bytes that are copied at a time: writes to them wait

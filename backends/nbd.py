@@ -35,7 +35,13 @@ from .nbd_connection import Request
 from .nbd_uri import Credentials, parse
 
 OPTIONS = (
-    Option("uri", "str", required=True, doc="nbd://host:port/export, or nbds, nbd+unix, nbds+unix with ?socket="),
+    Option(
+        "uri",
+        "str",
+        required=True,
+        doc="nbd://host:port/export, or nbds, nbd+unix, nbds+unix with ?socket=",
+        medium=True,
+    ),
     Option("shared", "bool", default=False, doc="for all workers; the server must allow several connections"),
     Option("connections", "int", default=1, minimum=1, maximum=16, doc="of each worker, if the server allows several"),
     Option("timeout", "int", default=30, minimum=1, maximum=3600, doc="seconds that the server has for one request"),

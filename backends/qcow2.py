@@ -35,6 +35,7 @@ from . import qcow2_manage as manage
 from . import qcow2_snapshots as snapshots
 from .qcow2_chain import Rules, open_image, read_header
 from .qcow2_check import check, repair
+from .qcow2_clone import clone
 from .qcow2_format import MAGIC
 from .qcow2_image import L2_CACHE, REFCOUNT_CACHE, Image, Limits
 from .qcow2_read import block_status, nowait_reader, read
@@ -42,7 +43,7 @@ from .qcow2_storage import open_storage
 from .qcow2_write import discard, nowait_writer, write, write_zeroes
 
 OPTIONS = (
-    Option("path", "path", required=True, doc="the image; `iscsid image create` makes one"),
+    Option("path", "path", required=True, doc="the image; `iscsid image create` makes one", medium=True),
     Option("backing_dir", "path", doc="where files that the image names may lie; by default its own folder and below"),
     Option("l2_cache", "size", default=L2_CACHE, minimum=1 << 16, doc="memory for L2 tables"),
     Option("refcount_cache", "size", default=REFCOUNT_CACHE, minimum=1 << 16, doc="memory for reference counts"),
@@ -82,6 +83,15 @@ VERBS = (
         (
             Option("action", "str", default="list", choices=("list", "create", "apply", "delete"), doc="what to do"),
             Option("name", "str", doc="of the snapshot"),
+        ),
+    ),
+    Verb(
+        "clone",
+        "write a snapshot into a new image; the image may be in use",
+        (
+            Option("name", "str", required=True, doc="of the snapshot"),
+            Option("to", "path", required=True, doc="the new file"),
+            Option("format", "str", default="qcow2", choices=("qcow2", "raw"), doc="of the new file"),
         ),
     ),
 )
@@ -278,6 +288,10 @@ def _resize(path: str, rules: Rules, given: Mapping[str, Any]) -> dict[str, Any]
     return {"old_size": old, "size": given["size"]}
 
 
+def _clone(path: str, rules: Rules, given: Mapping[str, Any]) -> dict[str, Any]:
+    return clone(path, rules, given)
+
+
 def _commit(path: str, rules: Rules, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"committed": manage.commit(path, rules)}
 
@@ -308,4 +322,5 @@ _ACTIONS: dict[str, Callable[[str, Rules, Mapping[str, Any]], dict[str, Any]]] =
     "resize": _resize,
     "commit": _commit,
     "snapshot": _snapshot,
+    "clone": _clone,
 }

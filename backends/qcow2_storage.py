@@ -7,22 +7,15 @@ here knows what the bytes mean. The crash tests put an object with these methods
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import stat
-import struct
 
 from iscsid.plugin import BlockError, Fault
 
-from . import linux
+from . import claims, linux
 from .descriptor import can_read_nowait
 
-# Bytes that QEMU locks in an image (block/file-posix.c): one for each permission that is held, from 100 on, and one
-# for each that others may not have, from 200 on. All are read locks; who takes one looks whether the opposite is there.
-_HELD, _DENIED = 100, 200
-_READ, _WRITE, _WRITE_UNCHANGED, _RESIZE = 0, 1, 2, 3
-_FLOCK = struct.Struct("@hhqqi4x")  # struct flock: l_type, l_whence, l_start, l_len, l_pid
 _ZEROES = memoryview(mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)).toreadonly()
 MAX_FILE = 1 << 63
 
@@ -119,29 +112,7 @@ class Storage:
 
         Raises BlockError(BUSY) when another one has it in a way that excludes ours.
         """
-        held = (_READ, _WRITE, _WRITE_UNCHANGED, _RESIZE) if writing else (_READ,)
-        denied = (_WRITE, _RESIZE)
-        wanted = [_HELD + bit for bit in held] + [_DENIED + bit for bit in denied]
-        opposite = [_DENIED + bit for bit in held] + [_HELD + bit for bit in denied]
-        try:
-            for byte in wanted:
-                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
-            for byte in opposite:
-                probe = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-                answer = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, probe)
-                if _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:
-                    self._in_use(wanted)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                self._in_use(wanted)
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise  # a file system without locks cannot be held; QEMU goes on there as well
-
-    def _in_use(self, held: list[int]) -> None:
-        """Give back what was just locked, and say why."""
-        for byte in held:
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
-        raise BlockError(Fault.BUSY, f"{self.name} is in use by another program or another logical unit")
+        claims.lock(self.fd, self.name, writes=writing)
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1

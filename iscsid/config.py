@@ -16,7 +16,8 @@ from typing import Any
 
 import tomli
 
-from iscsid.errors import ConfigError, Problem
+from iscsid.errors import ConfigError, PluginError, Problem
+from iscsid.plugin.claims import Claim, claims_of
 from iscsid.plugin.info import Option, check_options, near
 from iscsid.plugin.manager import BUILTIN, PROVIDED_BY, Plugins
 from iscsid.plugin.manager import load as load_plugins
@@ -175,6 +176,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self.claims: dict[object, list[tuple[Claim, str, str]]] = {}  # by medium: with the LUN and its serial number
         self.media: dict[str, tuple[bool, bool]] = {}  # by serial number: removable, loaded
 
     def complain(self, where: str, key: str, reason: str) -> None:
@@ -297,6 +299,7 @@ class _Reader:
         luns: dict[int, LunSpec] = {}
         places: dict[int, str] = {}
         for place, table in self.tables(where, value):
+            before = len(self.problems)
             spec = self.lun(place, table, target)
             if spec is None:
                 continue
@@ -305,6 +308,8 @@ class _Reader:
                 continue
             luns[spec.lun] = spec
             places[spec.lun] = place
+            if len(self.problems) == before:
+                self.claim(place, spec)
             # Initiators take two paths with one serial number for one disk and spread their writes over both.
             medium = (spec.backend, spec.options) if "path" in spec.options else place
             other, other_medium = serials.setdefault(spec.serial, (place, medium))
@@ -317,6 +322,23 @@ class _Reader:
                 key = "removable" if spec.removable != other_state[0] else "loaded"
                 self.complain(place, key, f"must be as that of {other}, which is the same disk")
         return tuple(luns[number] for number in sorted(luns))
+
+    def claim(self, where: str, spec: LunSpec) -> None:
+        """Refuse a LUN with a medium that another one has, or that it has twice itself."""
+        layers = [(layer.layer, layer.options) for layer in spec.layers]
+        try:
+            claims = list(claims_of(self.plugins, spec.backend, spec.options, layers, spec.readonly))
+        except PluginError as error:
+            self.complain(where, "backend", str(error))
+            return
+        for claim in claims:
+            table = where if claim.layer < 0 else f"{where}.layers[{claim.layer}]"
+            others = self.claims.setdefault(claim.medium, [])
+            for other, place, serial in others:
+                if claim.excludes(other, serial == spec.serial and place != where):
+                    self.complain(table, claim.key, f"{claim.member}{_conflict(claim, other, place, where)}")
+                    break
+            others.append((claim, where, spec.serial))
 
     def lun(self, where: str, table: Any, target: str) -> LunSpec | None:
         values = self.table(where, table, LUN, required=("lun", "backend"), open_ended=True)
@@ -389,6 +411,16 @@ class _Reader:
             reason = f"{offers['FirstBurstLength']} is greater than MaxBurstLength, {offers['MaxBurstLength']}"
             self.complain(where, "FirstBurstLength", reason)
         return parameters
+
+
+def _conflict(claim: Claim, other: Claim, place: str, where: str) -> str:
+    """Why a LUN cannot have a medium that ``other``, at ``place``, has."""
+    whose = "this LUN" if place == where else place
+    named = "" if claim.name == other.name else f", there {other.name}"
+    words = f"{claim.name} is a medium of {whose} already{named}"
+    if claim.alone or other.alone:
+        return f"{words}, and only one LUN can have it"
+    return f"{words}: as two disks they would destroy each other's data; one disk has one serial number"
 
 
 def _parameter(key: str, value: Any) -> str:

@@ -42,7 +42,7 @@ from .sums import MAX_MARKED, REGION, UNKNOWN, Sums, sum_of
 log = logging.getLogger(__name__)
 
 OPTIONS = (
-    Option("path", "path", required=True, doc="the file of the sums, made if it is missing"),
+    Option("path", "path", required=True, doc="the file of the sums, made if it is missing", medium=True),
     Option("unit", "size", default=4096, choices=tuple(1 << shift for shift in range(9, 17)), doc="of a new file"),
 )
 PIECE = 1 << 20

@@ -40,7 +40,9 @@ from iscsid.plugin import (
 from .overlay import Overlay, open_file
 
 OPTIONS = (
-    Option("path", "path", doc="the overlay's file, made if it is missing; without it the overlay is memory"),
+    Option(
+        "path", "path", doc="the overlay's file, made if it is missing; without it the overlay is memory", medium=True
+    ),
     Option("cluster", "size", default=65536, choices=tuple(1 << shift for shift in range(12, 22)), doc="of a new one"),
 )
 _BITS, _MEMORY = "cow_bits", "cow_memory"
@@ -188,7 +190,7 @@ def _open(device: Device, options: Mapping[str, Any]) -> Overlay:
 def iscsid_layer_info() -> LayerInfo:
     verbs = (Verb("commit", "write the overlay into the device below"), Verb("discard", "forget the overlay"))
     doc = "writes go into an overlay, the device below stays as it is"
-    return LayerInfo("cow", doc, OPTIONS, sharing=Sharing.EXCLUSIVE_OWNER, verbs=verbs)
+    return LayerInfo("cow", doc, OPTIONS, sharing=Sharing.EXCLUSIVE_OWNER, verbs=verbs, preserves=True)
 
 
 @hookimpl

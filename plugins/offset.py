@@ -63,7 +63,7 @@ class Offset(Filter):
 
 @hookimpl
 def iscsid_layer_info() -> LayerInfo:
-    return LayerInfo("offset", "a part of the device below", OPTIONS)
+    return LayerInfo("offset", "a part of the device below", OPTIONS, part=True)
 
 
 @hookimpl

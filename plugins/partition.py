@@ -140,7 +140,7 @@ def find(device: Device, number: int | None, label: str | None) -> Partition:
 
 @hookimpl
 def iscsid_layer_info() -> LayerInfo:
-    return LayerInfo("partition", "a partition of the device below", OPTIONS)
+    return LayerInfo("partition", "a partition of the device below", OPTIONS, part=True)
 
 
 @hookimpl

@@ -35,7 +35,7 @@ from typing import Any, Final, NamedTuple
 
 from iscsid.plugin import BlockError, Device, Fault, Filter, LayerInfo, Mode, Option, Sharing, Support, hookimpl, stay
 
-OPTIONS = (Option("path", "path", required=True, doc="the file of the record, made if it is missing"),)
+OPTIONS = (Option("path", "path", required=True, doc="the file of the record, made if it is missing", medium=True),)
 MAGIC: Final = b"iscsid record 1\0"
 _HEADER: Final = struct.Struct("<16sQQ32x")
 _ENTRY: Final = struct.Struct("<IBBHQQQ")

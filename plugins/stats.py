@@ -25,7 +25,7 @@ from iscsid.plugin import BlockError, Device, Fault, LayerInfo, Mode, Option, Ve
 
 from .around import NOWAIT, TRANSFERS, Around, Call
 
-OPTIONS = (Option("path", "path", required=True, doc="the file of the counters, made if it is missing"),)
+OPTIONS = (Option("path", "path", required=True, doc="the file of the counters, made if it is missing", medium=True),)
 MAGIC = b"iscsid stats 2\n\0"
 HEADER = 64
 SLOTS = 64  # workers

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iscsid import config
-from iscsid.errors import ConfigError
+from iscsid.errors import ConfigError, Problem
 from iscsid.scsi.ports import STATES
 from iscsid.specs import ACCESS_STATES, AccessSpec, LayerSpec, LunSpec, PortalSpec, ServerSpec, TargetSpec
 from iscsid.text.keys import OFFERABLE, TARGET_OFFERS
@@ -597,3 +597,82 @@ def test_guest_list_that_is_empty_is_refused_for_it_may_mean_nobody_or_all(key: 
     assert problems(text) == [
         f"target[0].{key}: cannot be empty: without the key everybody may come, and a target for nobody is left out"
     ]
+
+
+# -- who has a medium --------------------------------------------------------------------------------------------------
+
+
+def served(tmp_path: Path, *luns: str, target: str = "") -> list[Problem]:
+    """What is wrong with a target of these LUNs, each what stands in its table; ``target``: a second one, with one."""
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    if not (tmp_path / "link").exists():
+        (tmp_path / "link").symlink_to(tmp_path / "disk")
+    content = '[[target]]\nname = "iqn.2026-11.org.example:a"\n'
+    content += "".join(f"[[target.lun]]\nlun = {number}\n{lun}\n" for number, lun in enumerate(luns))
+    if target:
+        content += f'[[target]]\nname = "iqn.2026-11.org.example:b"\n[[target.lun]]\nlun = 0\n{target}\n'
+    try:
+        parse(content.replace("DIR", str(tmp_path)))
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+DISK = 'backend = "file"\npath = "DIR/disk"'
+LINK = 'backend = "file"\npath = "DIR/link"'
+OFFSET = 'layers = [{ layer = "offset", size = 4096 }]'
+CACHE = 'layers = [{ layer = "cache" }]'
+COW = 'layers = [{ layer = "cow", path = "DIR/%s" }]'
+
+
+def test_medium_of_two_units_is_refused_under_any_name(tmp_path: Path) -> None:
+    (problem,) = served(tmp_path, DISK, LINK)
+    assert (problem.where, problem.key) == ("target[0].lun[1]", "path")
+    assert problem.reason == (
+        f"{tmp_path}/link is a medium of target[0].lun[0] already, there {tmp_path}/disk: as two disks they would"
+        " destroy each other's data; one disk has one serial number"
+    )
+
+
+@pytest.mark.parametrize(
+    "luns",
+    [
+        (f"{DISK}\nreadonly = true", f"{LINK}\nreadonly = true"),
+        (f"{DISK}\nshare = true", f"{LINK}\nshare = true"),
+        (f"{DISK}\n{OFFSET}", f'{LINK}\nlayers = [{{ layer = "offset", offset = 4096 }}]'),
+        (f"{DISK}\n{COW % 'one'}", f"{LINK}\n{COW % 'two'}"),  # over what both only read
+    ],
+)
+def test_medium_of_two_units_that_do_not_disturb_each_other_is_taken(tmp_path: Path, luns: tuple[str, ...]) -> None:
+    assert served(tmp_path, *luns) == []
+
+
+@pytest.mark.parametrize(
+    ("luns", "table"),
+    [
+        ((DISK, f"{DISK}\nreadonly = true"), "target[0].lun[1]"),
+        ((DISK, f"{LINK}\n{OFFSET}"), "target[0].lun[1]"),
+        ((DISK, f"{LINK}\n{COW % 'one'}"), "target[0].lun[1]"),
+        ((f"{DISK}\n{COW % 'one'}", f'backend = "null"\n{COW % "one"}'), "target[0].lun[1].layers[0]"),
+        ((f"{DISK}\nshare = true", LINK), "target[0].lun[1]"),
+    ],
+)
+def test_medium_of_two_units_that_disturb_each_other_is_refused(
+    tmp_path: Path, luns: tuple[str, ...], table: str
+) -> None:
+    (problem,) = served(tmp_path, *luns)
+    assert (problem.where, problem.key) == (table, "path")
+
+
+def test_one_disk_of_two_targets_is_taken_where_several_processes_may_have_it(tmp_path: Path) -> None:
+    assert served(tmp_path, f'{DISK}\nserial = "X"', target=f'{DISK}\nserial = "X"') == []
+    (problem,) = served(tmp_path, f'{DISK}\nserial = "X"\n{CACHE}', target=f'{DISK}\nserial = "X"\n{CACHE}')
+    assert problem.where == "target[1].lun[0]"
+    assert problem.reason.endswith("already, and only one LUN can have it")
+
+
+def test_medium_that_a_unit_has_twice_is_refused(tmp_path: Path) -> None:
+    legs = '[{ backend = "file", path = "DIR/disk" }, { backend = "file", path = "DIR/link" }]'
+    (problem,) = served(tmp_path, f'backend = "mirror"\nstate = "DIR/state"\nmembers = {legs}')
+    assert (problem.where, problem.key) == ("target[0].lun[0]", "path")
+    assert problem.reason.startswith(f"members[1]: {tmp_path}/link is a medium of this LUN already, there ")

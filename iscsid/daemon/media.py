@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 FAILURES = (PluginError, BlockError, OSError)
+BUSY_SECONDS = 3.0  # how long a start waits for media that others have
+BUSY_PAUSE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +47,33 @@ class Media:
         self._luns: dict[tuple[str, int], Prepared] = {}
         self.options: dict[tuple[str, int], Mapping[str, Any]] = {}
         self.layers: dict[tuple[str, int], Layers] = {}
+        deadline = time.monotonic() + BUSY_SECONDS
         for target in spec.targets:
             for lun in target.luns:
                 try:
-                    self.put(self.prepare(target.name, lun))
+                    self.put(self._prepare_patiently(target.name, lun, deadline))
                 except FAILURES as exc:
                     self.release()
                     raise StartError(f"target {target.name}, lun {lun.lun}: {exc}") from exc
 
+    def _prepare_patiently(self, target: str, lun: LunSpec, deadline: float) -> Prepared:
+        """As :meth:`prepare`; who has the medium may be the last worker of a server that was killed a moment ago."""
+        while True:
+            try:
+                return self.prepare(target, lun)
+            except FAILURES as error:
+                cause = error.__cause__ if isinstance(error, PluginError) else error
+                busy = isinstance(cause, BlockError) and cause.fault is Fault.BUSY
+                if not busy or time.monotonic() >= deadline:
+                    raise
+            time.sleep(BUSY_PAUSE)
+
     def prepare(self, target: str, lun: LunSpec, plugins: Plugins | None = None) -> Prepared:
         """Prepare one LUN. Raises one of FAILURES, with nothing left prepared."""
         plugins = plugins or self.plugins
-        options = plugins.prepare(lun.backend, lun.options)
+        names = [layer.layer for layer in lun.layers]
+        role = plugins.role_under(names, "readonly" if lun.readonly else "worker")
+        options = plugins.prepare(lun.backend, lun.options, role)
         try:
             layers = plugins.prepare_layers((layer.layer, layer.options) for layer in lun.layers)
         except FAILURES:

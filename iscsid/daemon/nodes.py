@@ -367,7 +367,8 @@ def _open_lun(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: dict[Gu
 def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: dict[Guarded, RangeLock]) -> LogicalUnit:
     options = boot.prepared.get((target.name, lun.lun), lun.options)
     role = "readonly" if lun.readonly else "owner" if target.name in boot.owners else "worker"
-    device = boot.plugins.open(lun.backend, options, role)
+    under = boot.plugins.role_under([layer.layer for layer in lun.layers], role)
+    device = boot.plugins.open(lun.backend, options, under)
     try:
         plain = tuple((layer.layer, layer.options) for layer in lun.layers)
         for name, values in boot.layers.get((target.name, lun.lun), plain):

@@ -85,13 +85,15 @@ def iscsid_sharing(options: Mapping[str, Any]) -> Sharing | None:
 
 
 @hookspec(firstresult=True)
-def iscsid_prepare(options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def iscsid_prepare(options: Mapping[str, Any], role: str) -> Mapping[str, Any] | None:
     """Do what must be done once for all workers: claim the medium, create what the options allow, make shared memory.
 
     Called in the supervisor, once for each logical unit, before the workers that serve it are forked; no thread may be
     started. What it returns is added to the options that ``iscsid_open`` gets in every worker. File descriptors in it
     are inherited by fork, and sent to the workers that run already: make each a ``Descriptor``, open them close-on-exec
-    and let them live until ``iscsid_release``.
+    and let them live until ``iscsid_release``. ``role`` is "readonly" where nobody will write to the medium, else
+    "worker". Raise BlockError(BUSY) for a medium that others have: when the server starts it is tried again for some
+    seconds, since they may be about to end.
     """
 
 

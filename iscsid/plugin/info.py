@@ -29,7 +29,8 @@ class Option:
 
     ``type`` is "str", "path" (a string without NUL, not empty), "int", "bool", "size" (bytes, or a string with a unit
     such as "10 GiB") or "members" (other back ends, as a tuple of ``Member``). ``minimum`` and ``maximum`` are for
-    numbers, ``choices`` for all but members.
+    numbers, ``choices`` for all but members. ``medium``: the path, or the name, of where the data is, or of what is
+    kept beside it; two logical units that name the same are refused (``plugin.claims``).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Option:
     minimum: int | None = None
     maximum: int | None = None
     choices: tuple[Any, ...] = ()
+    medium: bool = False
 
     def __post_init__(self) -> None:
         if self.type not in _CONVERTERS:
@@ -83,6 +85,8 @@ class LayerInfo:
 
     ``sharing`` is how many processes may have this layer over one medium: one that keeps something of the data to
     itself (a write-back cache, an overlay in memory) allows one. ``verbs`` are what ``iscsid_layer_verb`` can be asked.
+    ``preserves``: it never writes to the device below, which is then opened read-only; ``part``: it uses only a part of
+    it, so that others may use other parts.
     """
 
     name: str
@@ -91,6 +95,8 @@ class LayerInfo:
     api: int = API_VERSION
     sharing: Sharing = Sharing.SHARED
     verbs: tuple[Verb, ...] = ()
+    preserves: bool = False
+    part: bool = False
 
 
 def parse_size(text: str) -> int:

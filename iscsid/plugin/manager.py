@@ -232,16 +232,16 @@ class Plugins:
             raise PluginError(owner.plugin, f"iscsid_authenticate answered {type(made).__name__}")
         return made
 
-    def prepare(self, backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Make ready what all workers share; in the supervisor, before they are forked.
+    def prepare(self, backend: str, options: Mapping[str, Any], role: str = "worker") -> dict[str, Any]:
+        """Make ready what all workers share, who open it in ``role``; in the supervisor, before they are forked.
 
         Returns the options for :meth:`open` and :meth:`release`: converted, complete, with what the plugin added.
         On failure nothing is left prepared.
         """
         owner, values = self._options(backend, options)
-        values = self._prepare_members(owner, values)
+        values = self._prepare_members(owner, values, role)
         try:
-            added = self._call(owner.plugin, "iscsid_prepare", options=values)
+            added = self._call(owner.plugin, "iscsid_prepare", options=values, role=role)
             if not isinstance(added, Mapping | None):
                 raise PluginError(owner.plugin, f"iscsid_prepare answered {type(added).__name__}, not a mapping")
         except PluginError:
@@ -359,6 +359,11 @@ class Plugins:
                 found.append(self.sharing(member.backend, member.options, (name for name, _ in member.layers)))
         return max(found, key=_STRICTNESS.index)
 
+    def role_under(self, layers: Iterable[str], role: str) -> str:
+        """In which role to open a back end under these layers, the whole in ``role``."""
+        there = self.layers
+        return "readonly" if any(name in there and there[name].preserves for name in layers) else role
+
     def wrap(self, device: Device, layer: str, options: Mapping[str, Any]) -> Device:
         """Put a layer over ``device``; closing the answer closes both. On failure ``device`` stays open."""
         owner, values = self._options(layer, options, self._layers, "layer")
@@ -423,6 +428,7 @@ class Plugins:
         return problems
 
     def _open_member(self, member: Member, role: str) -> Device:
+        role = self.role_under((name for name, _ in member.layers), role)
         device = whole(self.open(member.backend, member.options, role))
         try:
             for layer, options in member.layers:
@@ -432,14 +438,14 @@ class Plugins:
             raise
         return device
 
-    def _prepare_members(self, owner: _Owner, options: dict[str, Any]) -> dict[str, Any]:
+    def _prepare_members(self, owner: _Owner, options: dict[str, Any], role: str) -> dict[str, Any]:
         """``options`` with every member prepared, or with its problem where the back end can do without it."""
         values = dict(options)
         for name, there in _members(owner, options):
             values[name] = ()
             for member in there:
                 try:
-                    made = self._prepare_member(member)
+                    made = self._prepare_member(member, role)
                 except PluginError as error:
                     if not (isinstance(owner.info, BackendInfo) and owner.info.degrades):
                         self._release_members(owner, values)
@@ -448,8 +454,9 @@ class Plugins:
                 values[name] = (*values[name], made)
         return values
 
-    def _prepare_member(self, member: Member) -> Member:
-        options = self.prepare(member.backend, member.options)
+    def _prepare_member(self, member: Member, role: str) -> Member:
+        names = [name for name, _ in member.layers]
+        options = self.prepare(member.backend, member.options, self.role_under(names, role))
         try:
             return replace(member, options=options, layers=tuple(self.prepare_layers(member.layers)))
         except PluginError:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from iscsid_backends import file, linux
+from iscsid_backends.claims import lock
 
 from iscsid.block.guard import Guarded
 from iscsid.errors import PluginError
-from iscsid.plugin import BlockError, Mode, Support
+from iscsid.plugin import BlockError, Fault, Mode, Support
 from iscsid.plugin.manager import Plugins
 
 MIB = 1 << 20
@@ -314,3 +315,87 @@ def test_direct_alignment_is_a_page_where_sectors_are_refused(
     else:
         with pytest.raises(OSError, match="refused"):
             file.direct_alignment(3)
+
+
+# Who has it.
+
+
+def other_has(path: Path, *, writes: bool) -> int:
+    """A descriptor with the locks of another program."""
+    fd = os.open(path, os.O_RDWR)
+    lock(fd, str(path), writes=writes)
+    return fd
+
+
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize("role", ["worker", "readonly"])
+def test_file_that_another_program_has_is_refused_unless_both_only_read(
+    plugins: Plugins, path: Path, role: str, writes: bool
+) -> None:
+    path.write_bytes(bytes(MIB))
+    fd = other_has(path, writes=writes)
+    try:
+        if writes or role == "worker":
+            with pytest.raises(PluginError, match="is in use by another") as caught:
+                plugins.prepare("file", options(path), role)
+            assert isinstance(caught.value.__cause__, BlockError)
+            assert caught.value.__cause__.fault is Fault.BUSY
+        else:
+            plugins.release("file", plugins.prepare("file", options(path), role))
+    finally:
+        os.close(fd)
+    prepare_and_release(plugins, options(path))
+
+
+def test_file_is_held_from_prepare_to_release(plugins: Plugins, path: Path) -> None:
+    prepared = plugins.prepare("file", options(path, size=MIB))
+    with pytest.raises(BlockError, match="is in use"):
+        other_has(path, writes=False)
+    plugins.open("file", prepared).close()
+    with pytest.raises(BlockError, match="is in use"):
+        other_has(path, writes=False)
+    plugins.release("file", prepared)
+    os.close(other_has(path, writes=True))
+
+
+def test_file_that_is_shared_is_held_against_those_only_who_do_not(plugins: Plugins, path: Path) -> None:
+    prepared = plugins.prepare("file", options(path, size=MIB, share=True))
+    with pytest.raises(BlockError, match="is in use"):
+        other_has(path, writes=True)
+    fd = os.open(path, os.O_RDWR)
+    lock(fd, str(path), writes=True, share=True)
+    plugins.release("file", prepared)
+    os.close(fd)
+
+
+def test_second_claim_of_a_server_grows_what_the_first_has(plugins: Plugins, path: Path) -> None:
+    path.write_bytes(bytes(4096))
+    first = plugins.prepare("file", options(path), "readonly")
+    second = plugins.prepare("file", options(path, size=MIB))
+    assert path.stat().st_size == MIB
+    plugins.release("file", first)
+    with pytest.raises(BlockError, match="is in use"):
+        other_has(path, writes=False)
+    plugins.release("file", second)
+
+
+def test_file_that_nobody_has_prepared_is_held_while_it_is_open(plugins: Plugins, path: Path) -> None:
+    path.write_bytes(bytes(MIB))
+    one, two = plugins.open("file", options(path)), plugins.open("file", options(path))
+    one.close()
+    with pytest.raises(BlockError, match="is in use"):
+        other_has(path, writes=False)
+    two.close()
+    fd = other_has(path, writes=True)
+    with pytest.raises(PluginError, match="is in use"):
+        plugins.open("file", options(path))
+    os.close(fd)
+
+
+def test_file_that_was_cut_tells_its_size(plugins: Plugins, path: Path) -> None:
+    prepared = plugins.prepare("file", options(path, size=MIB))
+    device = plugins.open("file", prepared)
+    os.truncate(path, 4096)
+    assert (device.size, device.current_size()) == (MIB, 4096)
+    device.close()
+    plugins.release("file", prepared)

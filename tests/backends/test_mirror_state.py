@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from iscsid_backends.mirror_state import HEADER, MAX_REGIONS, MirrorState, recorded_size, region_size
 
-from iscsid.errors import BlockError
+from iscsid.errors import BlockError, Fault
 
 SIZE = 100 << 20
 LEGS = ["file /a", "file /b"]
@@ -48,12 +48,22 @@ def test_everything_is_remembered(path: str) -> None:
     assert state.intend(range(1, 3))
     state.distrust(0, [5])
     state.sync()
+    state._map.close()
     again = MirrorState(path, SIZE, LEGS)
     assert again.intended() == [1, 2]
     assert list(again.stale_regions(0)) == [5]
     assert not again.any_stale(1)
     again.settle([1])
     assert again.intended() == [2]
+
+
+def test_state_is_of_one_mirror_at_a_time(path: str) -> None:
+    state = MirrorState(path, SIZE, LEGS)
+    with pytest.raises(BlockError, match="is in use by another mirror") as caught:
+        MirrorState(path, SIZE, LEGS)
+    assert caught.value.fault is Fault.BUSY
+    state.close()
+    MirrorState(path, SIZE, LEGS).close()
 
 
 def test_intent_whose_sync_failed_is_not_taken_for_noted(path: str) -> None:

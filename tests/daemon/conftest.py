@@ -190,7 +190,10 @@ class FakePlugins(SimpleNamespace):
             "lonely": BackendInfo("lonely", "", sharing=Sharing.EXCLUSIVE_OWNER),
         }
 
-    def prepare(self, backend: str, options: dict[str, Any]) -> dict[str, Any]:
+    def role_under(self, layers: Iterable[str], role: str) -> str:
+        return role
+
+    def prepare(self, backend: str, options: dict[str, Any], role: str) -> dict[str, Any]:
         if "prepare" in self.failures:
             raise self.failures["prepare"]
         self.calls.append(("prepare", backend))

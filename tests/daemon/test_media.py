@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from iscsid.daemon import media as media_module
 from iscsid.daemon.errors import StartError
 from iscsid.daemon.media import Media
 from iscsid.errors import BlockError, Fault, PluginError
@@ -28,16 +29,21 @@ class Plugins:
         self, failing: int = 0, error: Exception | None = None, release_error: Exception | None = None
     ) -> None:
         self.failing = failing
+        self.roles: list[str] = []
         self.error = error
         self.release_error = release_error
         self.prepared: list[str] = []
         self.released: list[tuple[str, int]] = []
 
-    def prepare(self, backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    def role_under(self, layers: Iterable[str], role: str) -> str:
+        return "readonly" if "keeps" in layers else role
+
+    def prepare(self, backend: str, options: Mapping[str, Any], role: str) -> dict[str, Any]:
         if len(self.prepared) + 1 == self.failing:
             assert self.error is not None
             raise self.error
         self.prepared.append(backend)
+        self.roles.append(role)
         return {**options, "number": len(self.prepared)}
 
     def release(self, backend: str, options: Mapping[str, Any]) -> None:
@@ -145,3 +151,54 @@ def test_lun_whose_layer_cannot_be_prepared_is_not_there() -> None:
     with pytest.raises(PluginError, match="cannot"):
         media.prepare("a", LunSpec(9, "ram", {"size": 1}, layers=(LayerSpec("bad"),)))
     assert plugins.released == [("ram", 4)]
+
+
+def test_medium_is_prepared_for_reading_where_nobody_writes() -> None:
+    luns = (
+        LunSpec(0, "ram", {}),
+        LunSpec(1, "ram", {}, readonly=True),
+        LunSpec(2, "ram", {}, layers=(LayerSpec("keeps"),)),
+    )
+    plugins: Any = Plugins()
+    Media(ServerSpec(targets=(TargetSpec("a", luns),)), plugins)
+    assert plugins.roles == ["worker", "readonly", "readonly"]
+
+
+class Busy(Plugins):
+    """Somebody has the medium for ``times`` calls of prepare."""
+
+    def __init__(self, times: int, cause: Exception) -> None:
+        super().__init__()
+        self.times = times
+        self.cause = cause
+
+    def prepare(self, backend: str, options: Mapping[str, Any], role: str) -> dict[str, Any]:
+        if self.times:
+            self.times -= 1
+            raise PluginError("file", "in use") from self.cause
+        return super().prepare(backend, options, role)
+
+
+def test_start_waits_for_a_medium_that_a_server_has_that_is_about_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_module, "BUSY_SECONDS", 20.0)
+    plugins: Any = Busy(3, BlockError(Fault.BUSY))
+    assert len(Media(SPEC, plugins).options) == 3
+    assert plugins.times == 0
+
+
+@pytest.mark.parametrize("cause", [BlockError(Fault.BUSY), BlockError(Fault.INVALID), OSError(2, "gone")])
+def test_start_does_not_wait_forever_or_for_anything_else(monkeypatch: pytest.MonkeyPatch, cause: Exception) -> None:
+    monkeypatch.setattr(media_module, "BUSY_SECONDS", 0.2)
+    plugins: Any = Busy(1000000, cause)
+    with pytest.raises(StartError, match="in use"):
+        Media(SPEC, plugins)
+    assert (1000000 - plugins.times > 1) is (isinstance(cause, BlockError) and cause.fault is Fault.BUSY)
+
+
+def test_change_of_a_running_server_waits_for_no_medium() -> None:
+    plugins: Any = Busy(0, BlockError(Fault.BUSY))
+    media = Media(SPEC, plugins)
+    plugins.times = 1000000
+    with pytest.raises(PluginError, match="in use"):
+        media.prepare("a", LunSpec(9, "file", {"path": "y"}))
+    assert plugins.times == 999999

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, Self
@@ -118,6 +118,9 @@ class Planted(SimpleNamespace):
     def open(self, backend: str, options: Mapping[str, Any], role: str) -> Device:
         device = options["device"]
         return device if isinstance(device, Device) else device(role)
+
+    def role_under(self, layers: Iterable[str], role: str) -> str:
+        return role
 
     def wrap(self, device: Device, layer: str, options: Mapping[str, Any]) -> Device:
         wrapped: Device = options["wrap"](device)

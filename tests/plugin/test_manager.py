@@ -76,7 +76,7 @@ def test_only_the_builtins_that_are_named_are_imported() -> None:
         "print(sorted(plugins.backends), sorted(name for name in sys.modules if name.startswith('iscsid_backends.')))"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
-    expected = ["iscsid_backends.blockdev", "iscsid_backends.descriptor", "iscsid_backends.linux"]
+    expected = [f"iscsid_backends.{name}" for name in ("blockdev", "claims", "descriptor", "linux")]
     assert done.stdout.strip() == f"['block'] {expected}"
 
 

@@ -82,6 +82,7 @@ def test_image_of_qemu_is_read_and_what_we_write_is_read_by_qemu(
     write(device, b"ours" * 1024, 8192)
     device.flush()
     device.close()
+    plugins.release("file", prepared)  # QEMU would not have it beside us
     out = tmp_path / "out"
     subprocess.run([qemu, "convert", *secret, "--image-opts", target, "-O", "raw", str(out)], check=True)
     assert out.read_bytes() == data[:8192] + b"ours" * 1024 + data[12288:]
