@@ -15,7 +15,7 @@
         │   └── LoginRefused            it can be reached, and says no
         ├── CommandTimeout          a command took too long and was aborted
         ├── CommandAborted          a command was aborted by task management or by the target
-        ├── OutcomeUnknown          the connection broke under a command that may not be repeated
+        ├── OutcomeUnknown          no answer came to a command that may not be repeated: it may have been done
         ├── Unsupported             the target does not have what this needs
         ├── ManagementFailed        a task management function was refused
         └── CommandFailed           a SCSI status other than GOOD
@@ -195,7 +195,7 @@ class CommandAborted(InitiatorError):
 
 
 class OutcomeUnknown(InitiatorError):
-    """The connection broke under a command that changes something each time it is done.
+    """No answer came, in time or before the connection broke, to a command that changes something each time it is done.
 
     Whether the target did it nobody can tell from here: look (READ KEYS, READ), then decide.
     """

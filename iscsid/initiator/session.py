@@ -340,8 +340,10 @@ class InitiatorSession:
         self.connect_at = None
         connection, self.connection = self.connection, None
         if connection is not None:
-            for ticket in (*connection.tasks.values(), *connection.requests.values()):
-                ticket.end(error)
+            for task in connection.tasks.values():
+                task.end(error if task.replay else OutcomeUnknown(f"{error}; the command may have been done"))
+            for request in connection.requests.values():
+                request.end(error)
         self._drop_waiting(lambda: error)
 
     def _drop_waiting(self, error: Callable[[], InitiatorError]) -> None:
@@ -520,8 +522,10 @@ class InitiatorSession:
             if response not in _ENDED:
                 raise RemoteProtocolError("the target does not abort a command")
 
-    def _late(self, task: Task) -> CommandTimeout:
-        return CommandTimeout(f"no answer within {task.timeout:g} seconds; the command was aborted")
+    def _late(self, task: Task) -> InitiatorError:
+        if task.replay:
+            return CommandTimeout(f"no answer within {task.timeout:g} seconds; the command was aborted")
+        return OutcomeUnknown(f"no answer within {task.timeout:g} seconds; it may have been done before it was aborted")
 
     def _on_task(self, task: Task) -> None:
         expired = task.tag in self._expired

@@ -552,6 +552,34 @@ def test_late_command_that_the_target_does_not_abort_costs_the_connection() -> N
     assert world.session.connection is None and not other.done
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_late_command_that_may_not_be_repeated_may_have_been_done(answered: bool) -> None:
+    """It was done, and its answer is on its way or lost: who takes it for not done makes two of it, or none."""
+    world = World(DEVICES["blocking"](), timeout=2.0, abort_timeout=1.0).know()
+    block = memoryview(bytes(512))
+    task = world.submit(world.unit.compare_and_write(0, block, block))
+    world.later(2.0)
+    connection = world.session.connection
+    assert connection is not None
+    (request,) = connection.requests.values()
+    assert isinstance(request, Management)
+    if answered:
+        tmf_answer(world, request, TmfResponse.TASK_DOES_NOT_EXIST)
+    else:
+        world.later(1.0)
+    with pytest.raises(OutcomeUnknown, match="2 seconds"):
+        result(task)
+
+
+def test_command_that_may_not_be_repeated_may_have_been_done_when_the_session_ends() -> None:
+    world = World(abort_timeout=2.0).know()
+    block = memoryview(bytes(512))
+    task = world.submit(world.unit.compare_and_write(0, block, block))
+    world.session._end(CommandAborted("the session was closed"))
+    with pytest.raises(OutcomeUnknown):
+        result(task)
+
+
 def test_late_task_management_breaks_the_connection() -> None:
     world = World().know()
     request = world.submit(Management(TmfFunction.LOGICAL_UNIT_RESET, 0, timeout=4.0))
