@@ -119,7 +119,7 @@ def _open(path: str, rules: Rules, writing: bool, above: list[tuple[int, int]]) 
             data = open_storage(name, writing=writing, lock=rules.lock)
             opened.append(data)
         if header.backing and rules.follow:
-            backing = _open_backing(path, header, rules, [*above, _identity(storage)])
+            backing = open_backing(path, header, rules, [*above, identity(storage)])
             opened.append(backing)
         image = Image(header, storage, data, backing, writing=writing, limits=rules.limits)
         if writing:
@@ -137,12 +137,15 @@ def _make_ready(image: Image) -> None:
         repair(image)
 
 
-def _identity(storage: Storage) -> tuple[int, int]:
+def identity(storage: Storage) -> tuple[int, int]:
+    """What tells a file from every other, by whichever name it was opened."""
     facts = os.fstat(storage.fd)
     return facts.st_dev, facts.st_ino
 
 
-def _open_backing(path: str, header: Header, rules: Rules, chain: list[tuple[int, int]]) -> Device:
+def open_backing(path: str, header: Header, rules: Rules, chain: list[tuple[int, int]]) -> Device:
+    """The backing file that the header of the image ``path`` names; ``chain`` are those above it, of which it is none.
+    Raises BlockError and OSError."""
     if len(chain) > MAX_DEPTH:
         refuse(path, f"the chain of backing files is longer than {MAX_DEPTH}")
     name = resolve(path, header.backing, rules, "backing file")

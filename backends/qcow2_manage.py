@@ -57,6 +57,19 @@ def create(path: str, rules: Rules, given: Mapping[str, Any]) -> None:
         storage.close()
 
 
+def fill(path: str, size: int) -> None:
+    """Make the empty file ``path`` an image of ``size`` bytes, of the usual kind."""
+    header = Header()
+    header.size = size
+    if l1_entries(header, size) * 8 > MAX_L1_BYTES or not size:
+        raise BlockError(Fault.INVALID, f"{path}: a size of {size} bytes is not possible")
+    storage = open_storage(path, writing=True)
+    try:
+        _lay_out(storage, header, size)
+    finally:
+        storage.close()
+
+
 def _new_header(path: str, rules: Rules, given: Mapping[str, Any]) -> Header:
     header = Header(version=2 if given["compat"] == "0.10" else 3)
     header.cluster_bits = given["cluster_size"].bit_length() - 1

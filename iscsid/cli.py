@@ -260,11 +260,18 @@ def reload(file: str | None, runtime_dir: str | None, as_json: bool) -> None:
 
 
 def _change(
-    command: str, file: str | None, runtime_dir: str | None, as_json: bool, /, **arguments: Any
+    command: str,
+    file: str | None,
+    runtime_dir: str | None,
+    as_json: bool,
+    quiet: bool = False,
+    /,
+    **arguments: Any,
 ) -> dict[str, Any]:
-    """Ask for a change, wait for it, and tell what became of it."""
+    """Ask for a change, wait for it, and tell what became of it; ``quiet``: what went wrong."""
     answer = ask_server(command, file, runtime_dir, timeout=CHANGE_SECONDS, **arguments)
-    click.echo(json.dumps(answer, indent=2)) if as_json else print_changes(screen.console(), answer)
+    if answer["problems"] or not quiet:
+        click.echo(json.dumps(answer, indent=2)) if as_json else print_changes(screen.console(), answer)
     if answer["problems"]:
         click.get_current_context().exit(Exit.FAILED)
     return answer
@@ -314,7 +321,7 @@ def print_changes(console: Console, answer: Mapping[str, Any]) -> None:
         for row in answer["rows"]:
             table.add_row(*map(Text, row))
         console.print(table)
-    elif "snapshots" not in answer:
+    elif not answer.keys() & {"snapshots", "medium"}:
         console.print("nothing is different")
 
 

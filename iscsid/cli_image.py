@@ -28,7 +28,7 @@ def find_backend(plugins: Plugins, path: str, verb: str, named: str | None) -> s
     if verb == "create":
         return DEFAULT_BACKEND
     for _, backend in plugins.probe(path):
-        if plugins.backends[backend].verbs:
+        if any(known.name == verb for known in plugins.backends[backend].verbs):
             return backend
     raise PluginError("image", f"no back end knows {path}; name one with --backend")
 
@@ -140,5 +140,6 @@ for _verb, _doc in (
     ("resize", "Change the size of the disk in PATH to --size."),
     ("commit", "Write the image PATH into its backing file, and empty it."),
     ("snapshot", "List, make, apply or delete snapshots in PATH."),
+    ("clone", "Write a snapshot in PATH into a new image. PATH may be in use."),
 ):
     _add(_verb, _doc)

@@ -6,20 +6,32 @@ The server does it; what is here asks it by a function that ``cli`` gives, which
 from __future__ import annotations
 
 import datetime
+import json
+import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import click
 from rich.text import Text
 
 from iscsid import screen, values
+from iscsid.plugin.manager import load as load_plugins
 
 
 class Change(Protocol):
-    """Ask the server that is meant for a change, and wait for it; the answer without problems, or the exit."""
+    """Ask the server that is meant for a change, wait for it, and show what became of it (``quiet``: what went wrong);
+    the answer without problems, or the exit."""
 
     def __call__(
-        self, command: str, file: str | None, runtime_dir: str | None, as_json: bool, /, **arguments: Any
+        self,
+        command: str,
+        file: str | None,
+        runtime_dir: str | None,
+        as_json: bool,
+        quiet: bool = False,
+        /,
+        **arguments: Any,
     ) -> dict[str, Any]: ...
 
 
@@ -38,7 +50,7 @@ def _names_lun(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def lun() -> None:
-    """Eject, load, resize one LUN of a running server, and keep its states in snapshots."""
+    """Eject, load, resize or clone one LUN of a running server, and keep its states in snapshots."""
 
 
 @lun.command()
@@ -126,6 +138,60 @@ def snapshot(
     )
     if action == "list" and not as_json:
         print_snapshots(answer)
+
+
+@lun.command()
+@_names_lun
+@click.argument("destination", metavar="FILE", type=click.Path(resolve_path=True))
+@click.option("--snapshot", "name", metavar="NAME", help="Clone this state, and not what the LUN holds now.")
+@click.option("--format", "kind", type=click.Choice(("qcow2", "raw")), default="qcow2", help="Of FILE, with snapshots.")
+@asks
+@click.pass_obj
+def clone(
+    change: Change,
+    target: str,
+    number: int,
+    destination: str,
+    name: str | None,
+    kind: str,
+    file: str | None,
+    runtime_dir: str | None,
+    as_json: bool,
+) -> None:
+    """Make the new disk FILE of what a LUN holds, while it is used. FILE is on the host of the server.
+
+    Where the back end has snapshots, FILE is written from one, which is made for it unless --snapshot names one; that
+    takes as long as the data is, and nothing waits for it. A file is cloned in a moment where its file system can
+    share blocks. What layers keep for themselves (overlays, checksums) is not in FILE.
+    """
+    ask = partial(change, "lun", file, runtime_dir, as_json, True)
+    where = {"target": target, "lun": number}
+    if name is not None:
+        ask(verb="snapshot", action="list", **where)  # or there would be a clone of what it holds now
+    answer = ask(verb="clone", destination=destination, **where)
+    if (medium := answer.get("medium")) is not None:
+        answer = _clone_beside(ask, where, medium, name, destination, kind)
+    click.echo(json.dumps(answer, indent=2) if as_json else f"{destination} is a clone")
+
+
+def _clone_beside(
+    ask: Callable[..., dict[str, Any]],
+    where: Mapping[str, Any],
+    medium: Mapping[str, Any],
+    name: str | None,
+    destination: str,
+    kind: str,
+) -> dict[str, Any]:
+    """Write a snapshot into a file, in this process; one is kept for it where ``name`` names none."""
+    kept = name or f"clone-{secrets.token_hex(8)}"
+    if name is None:
+        ask(verb="snapshot", action="create", name=kept, **where)
+    arguments = {"name": kept, "to": destination, "format": kind}
+    try:
+        return dict(load_plugins().image(medium["backend"], medium["options"], "clone", arguments))
+    finally:
+        if name is None:
+            ask(verb="snapshot", action="delete", name=kept, **where)
 
 
 def print_snapshots(answer: Mapping[str, Any]) -> None:

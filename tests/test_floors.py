@@ -47,7 +47,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "scaffold": ("plugin",),
     "cli_plugin": ("errors", "block", "plugin", "contract", "screen", "scaffold", "cli_image"),
     "cli_layer": ("errors", "specs", "block", "plugin", "config", "cli_image"),
-    "cli_lun": ("screen", "values"),
+    "cli_lun": ("plugin", "screen", "values"),
     "compat": (*PURE, "specs", "plugin", "values", "config", "daemon", "initiator"),
     "cli_import": ("errors", "config", "compat"),
     "cli_status": ("screen",),

@@ -1,10 +1,11 @@
 """What the administrator may change while the server runs, over the control socket: ``reload`` and ``lun``.
 
 ``reload`` makes the server what its configuration says now. ``lun`` takes ``{"verb", "target", "lun"}`` and, by verb,
-``"force"`` (eject), ``"size"`` in bytes (resize; without it the size of the medium is looked up) and ``"shrink"``, or
-``"action"`` (snapshot: create, apply, delete or list) and ``"name"``. Both answer when it is done, everywhere: ``{"ok":
-true, "rows": [[what, how], ...]}``, or ``"problems"``, a list, with which nothing has changed. ``snapshot`` adds
-``"snapshots"``, all that there are then.
+``"force"`` (eject), ``"size"`` in bytes (resize; without it the size of the medium is looked up) and ``"shrink"``,
+``"action"`` (snapshot: create, apply, delete or list) and ``"name"``, or ``"destination"`` (clone), an absolute path.
+Both answer when it is done, everywhere: ``{"ok": true, "rows": [[what, how], ...]}``, or ``"problems"``, a list, with
+which nothing has changed. ``snapshot`` adds ``"snapshots"``, all that there are then; ``clone`` may have nothing done,
+and ``"medium"`` instead: see ``Reloader.clone``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ KEYS: Final = {
     "load": {"force"},
     "resize": {"size", "shrink"},
     "snapshot": {"action", "name"},
+    "clone": {"destination"},
 }
 """The verbs, and the keys that each may have beside "target" and "lun"."""
 
@@ -72,6 +74,9 @@ class Administration:
         if verb == "snapshot":
             reloader.snapshot(target, lun, request["action"], request.get("name", ""), done, now)
             return None
+        if verb == "clone":
+            reloader.clone(target, lun, request["destination"], done, now)
+            return None
         what = f"target {target} lun {lun}"
         change = MediumChange(verb == "load", bool(request.get("force")))
 
@@ -111,6 +116,11 @@ class Administration:
                 raise ValueError(f"{key} must be true or false")
         if verb == "snapshot":
             _check_snapshot(request)
+        destination = request.get("destination")
+        if verb == "clone" and not (
+            isinstance(destination, str) and destination.startswith("/") and "\0" not in destination
+        ):
+            raise ValueError(f"destination must be an absolute path, not {destination!r}")
         size = request.get("size")
         if size is not None and (type(size) is not int or size <= 0):
             raise ValueError(f"size must be a number of bytes, not {size!r}")

@@ -129,6 +129,11 @@ class Reloader:
         """Create, apply, delete or list snapshots of a LUN, by the verb "snapshot" of its back end."""
         self._queue(partial(self._snapshot, target, lun, action, name, done), done, now)
 
+    def clone(self, target: str, lun: int, file: str, done: Done, now: float) -> None:
+        """Have the back end of a LUN make ``file`` of what it holds now. One that has snapshots makes it of one, beside
+        the server: then ``done`` gets the fact "medium", and nothing is made."""
+        self._queue(partial(self._clone, target, lun, file, done), done, now)
+
     def look(self, serial: str, done: Done, now: float) -> None:
         """Reopen a unit, wherever it is a LUN, if its medium may be opened twice: there may be another one now."""
         self._queue(partial(self._look, serial, done), done, now)
@@ -198,6 +203,25 @@ class Reloader:
         change = self._change(changes, None, done, works=[work], rows=rows)
         change.aside, change.other = aside, action == "apply"
         self._begin(change, now)
+
+    def _clone(self, target: str, lun: int, file: str, done: Done, now: float) -> None:
+        server = self._server
+        what = f"target {target.lower()} lun {lun}"
+        try:
+            old = lun_of(server.spec, target, lun)
+            if not resizing.has_verb(server.plugins, old.backend, "clone"):
+                cannot = f"the back end {old.backend} cannot be cloned in use; copy the disk with `iscsid disk copy`"
+                raise Refused(f"{what}: {cannot}")
+        except Refused as error:
+            done(Answer(problems=(str(error),)))
+            return
+        if resizing.has_verb(server.plugins, old.backend, "snapshot"):
+            plain = {key: value for key, value in old.options.items() if isinstance(value, str | int | None)}
+            done(Answer(facts={"medium": {"backend": old.backend, "options": plain}}))
+            return
+        work = Task(target.lower(), lun, old.serial, "clone", {"to": file})
+        changes = self._again(old.serial, Kind.RELOADED)
+        self._begin(self._change(changes, None, done, works=[work], rows=((what, f"cloned into {file}"),)), now)
 
     def _look(self, serial: str, done: Done, now: float) -> None:
         self._begin(self._change(self._again(serial, Kind.RELOADED), None, done), now)

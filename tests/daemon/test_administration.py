@@ -27,6 +27,7 @@ class Rig:
         reloader = SimpleNamespace(
             reload=lambda done, now: self.asked.append(("reload", done)),
             reopen=lambda target, lun, done, now, size, cut: self.asked.append(("reopen", target, lun, size, cut)),
+            clone=lambda target, lun, *what: self.asked.append(("clone", target, lun, *what)),
             snapshot=lambda target, lun, *what: self.asked.append(("snapshot", target, lun, *what)),
             look=lambda serial, done, now: self.asked.append(("look", serial, done)),
         )
@@ -104,6 +105,12 @@ def test_resize_asks_for_the_size() -> None:
     assert found == [(1024, False), (None, False), (512, True)]
 
 
+def test_clone_asks_for_the_file() -> None:
+    rig = Rig(IN)
+    rig.lun(verb="clone", destination="/new")
+    assert rig.asked[0][:4] == ("clone", "disk", 0, "/new")
+
+
 def test_snapshot_asks_for_what_is_to_be_done_and_tells_all_that_there_are() -> None:
     rig = Rig(IN)
     rig.lun(verb="snapshot", action="create", name="x")
@@ -131,6 +138,8 @@ def test_snapshot_asks_for_what_is_to_be_done_and_tells_all_that_there_are() -> 
         ({"verb": "snapshot", "action": "apply", "name": ""}, "name must be"),
         ({"verb": "snapshot", "action": "apply", "name": 7}, "name must be"),
         ({"verb": "snapshot", "action": "list", "name": "x"}, "name must be"),
+        ({"verb": "clone"}, "destination must be an absolute path"),
+        ({"verb": "clone", "destination": "here"}, "destination must be an absolute path"),
         ({"verb": "load", "lun": "0"}, "lun a number"),
         ({"verb": "load", "target": 7}, "target must be a name"),
         ({"verb": "load", "lun": 9}, "no LUN 9"),

@@ -496,6 +496,35 @@ def test_reload_passes_a_medium_of_one_process_on(alone: Rig) -> None:
     assert not alone.answers[0].problems and set(alone.server.media.options) == {("disk", 3)}
 
 
+def verbs(rig: Rig, *names: str) -> None:
+    rig.plugins.backends["lonely"].verbs = tuple(SimpleNamespace(name=name) for name in names)
+
+
+def test_back_end_that_clones_does_it_while_the_medium_is_closed(alone: Rig) -> None:
+    verbs(alone, "clone")
+    alone.reloader.clone("disk", 0, "/new", alone.answers.append, 0.0)
+    held(alone, 0, 1)
+    asked = alone.fleet.children[1].told[-1]
+    assert (asked.verb, json.loads(asked.arguments)) == ("clone", {"to": "/new"})
+    worked(alone)
+    alone.say(0, 1)
+    alone.say(0, 1, done=True)
+    assert alone.answers[0].rows == (("target disk lun 0", "cloned into /new"),)
+
+
+def test_back_end_with_snapshots_is_cloned_beside_the_server(alone: Rig) -> None:
+    verbs(alone, "clone", "snapshot")
+    alone.reloader.clone("disk", 0, "/new", alone.answers.append, 0.0)
+    assert alone.answers == [Answer(facts={"medium": {"backend": "lonely", "options": {"path": "/a"}}})]
+    assert alone.told(1) == []
+
+
+def test_back_end_that_cannot_be_cloned_is_named_with_what_to_do(alone: Rig) -> None:
+    alone.reloader.clone("disk", 0, "/new", alone.answers.append, 0.0)
+    assert "the back end lonely cannot be cloned in use" in alone.answers[0].problems[0]
+    assert "iscsid disk copy" in alone.answers[0].problems[0]
+
+
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_lun_under_sanitize_is_left_alone(rig: Rig, when: str) -> None:
     rig.new = ServerSpec()

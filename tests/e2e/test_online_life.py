@@ -260,6 +260,32 @@ def test_disk_that_goes_back_has_its_size_of_then(start: StartServer, connect: C
         assert host.attentions == [MEDIUM, CAPACITY]
 
 
+def test_clone_is_made_of_a_disk_in_use(start: StartServer, connect: Connect, tmp_path: Path) -> None:
+    path = image(tmp_path)
+    disk = tmp_path / "file.img"
+    server = start([{"backend": "qcow2", "path": path}, {"backend": "file", "path": disk, "size": "1 MiB"}])
+    host = connect(server)
+    with Writer(host) as writer:
+        writer.go_on(50)
+        first = writer.count
+        said = server.ask_command("lun", "clone", TARGET, "0", str(tmp_path / "new"), "--format", "raw")
+        assert said.returncode == 0, said.stderr
+        last = writer.count + 1
+    newest = max(found := numbers((tmp_path / "new").read_bytes()))
+    assert first <= newest <= last
+    slots = writer.slots
+    assert found == [max((newest - slot) // slots * slots + slot, 0) for slot in range(slots)]
+    assert not done(server, "snapshot", action="list")["snapshots"] and not host.attentions
+    said = server.ask_command("lun", "clone", TARGET, "1", str(tmp_path / "other"))
+    if said.returncode:  # not every file system can
+        assert "iscsid disk copy" in said.stderr and not (tmp_path / "other").exists()
+    else:
+        assert (tmp_path / "other").read_bytes() == disk.read_bytes()
+    assert connect(server, NAME, 1).size() == 1 << 20
+    assert server.stop() == 0
+    assert_sound(path)
+
+
 def test_commands_of_the_shell_do_the_same(start: StartServer, connect: Connect, tmp_path: Path) -> None:
     path = image(tmp_path)
     server = start([{"backend": "qcow2", "path": path}, {"backend": "ram", "size": "1 MiB"}])
