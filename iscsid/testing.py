@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,7 @@ class TestTarget:
         self.luns = [self._lun(number, table) for number, table in enumerate(luns or [lun])]
         self._chap = chap
         self._port = 0
+        self._reserved: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._runtime_dir = ""
         auth = {"auth": {"chap": [{"user": chap[0], "secret": chap[1]}]}} if chap else {}
@@ -101,6 +103,8 @@ class TestTarget:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._runtime_dir:  # the path of a socket may have 107 bytes, and folders of tests are deep
             self._runtime_dir = tempfile.mkdtemp(prefix="iscsid-test-")
+        if self._reserved is None:
+            self._reserved = self._reserve()
         server = {**self._document["server"], "portals": [self.portal], "runtime_dir": self._runtime_dir}
         config = self.folder / "iscsid.toml"
         config.write_text(_toml({**self._document, "server": server}))
@@ -115,15 +119,21 @@ class TestTarget:
             time.sleep(POLL_SECONDS)
         return self
 
+    def _reserve(self) -> socket.socket:
+        """Take a free port, for the server alone: as long as it is bound here, where nobody listens, the kernel gives
+        it to nobody who asks for any port, be it to listen or to connect from, while the server is down."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((self.host, 0))
+        self._port = sock.getsockname()[1]
+        return sock
+
     def _serves(self) -> bool:
         try:
             status = ask(self._runtime_dir, "status")
         except ControlError:
             return False
-        if status["phase"] != "serving":
-            return False
-        self._port = int(str(status["portals"][0]).rpartition(":")[2])
-        return True
+        return bool(status["phase"] == "serving")
 
     def stop(self) -> None:
         """Stop it as a service manager does: what was written is on its medium. Raises TestServerError if it does not
@@ -149,10 +159,13 @@ class TestTarget:
             process.wait()
 
     def close(self) -> None:
-        """Stop it and forget its runtime folder."""
+        """Stop it and forget its port and its runtime folder."""
         try:
             self.stop()
         finally:
+            if self._reserved is not None:
+                self._reserved.close()
+                self._reserved, self._port = None, 0
             if self._runtime_dir:
                 shutil.rmtree(self._runtime_dir, ignore_errors=True)
                 self._runtime_dir = ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,19 @@ def test_target_has_its_port_and_its_data_again_after_a_kill(tmp_path: Path) -> 
             target.start()
             assert target.port == port
             assert disk.read(0, 512) == b"y" * 512
+
+
+@pytest.mark.process
+def test_port_is_nobody_else_s_while_the_target_is_down(tmp_path: Path) -> None:
+    with TestTarget(tmp_path, size="1 MiB") as target:
+        target.kill()
+        with contextlib.ExitStack() as stack:
+            for _ in range(2000):
+                taken = stack.enter_context(socket.socket())
+                taken.bind(("127.0.0.1", 0))
+                assert taken.getsockname()[1] != target.port
+        target.start()
+        assert target.sessions() == []
 
 
 @pytest.mark.process

@@ -117,7 +117,7 @@ class Server:
             problems.append(f"did not stop within {STOP_SECONDS:g} seconds of signal {number}")
             self.process.kill()
             self.process.wait()
-        _, left = psutil.wait_procs(self._family, timeout=3)
+        _, left = psutil.wait_procs(self._family, timeout=STOP_SECONDS)
         for child in left:
             problems.append(f"left process {child.pid} behind")
             child.kill()

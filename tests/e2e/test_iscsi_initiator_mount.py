@@ -56,7 +56,11 @@ class Mount:
         words = ["-h", "localhost", "-p", str(port), "--timeout", f"{SECONDS:g}", *options, str(self.at), "-f", *more]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen([*ARGV, *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-        wait_until(self._there, f"the mount: {self.output}", 30)
+        try:
+            wait_until(self._there, f"the mount: {self.output}", 30)
+        except BaseException:
+            self.end()
+            raise
 
     def _there(self) -> bool:
         assert self.process.poll() is None, self.output.read_text()
