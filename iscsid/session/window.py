@@ -10,6 +10,7 @@ as the window has, each with at most one data segment, may be held.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from iscsid import serial
@@ -34,7 +35,7 @@ class CommandWindow(Generic[Request]):
         size: how many commands may be unfinished at once.
         active: how many are; ``began`` and ``ended`` count.
         ahead: how far MaxCmdSN is ahead of ExpCmdSN, -1 when the window is closed.
-        held: requests that wait for their turn, by CmdSN.
+        held: requests that wait for their turn, by CmdSN; None: one that is not awaited, nor executed, any more.
     """
 
     __slots__ = ("active", "ahead", "exp_cmd_sn", "held", "size")
@@ -44,7 +45,7 @@ class CommandWindow(Generic[Request]):
         self.size = size
         self.active = 0
         self.ahead = size - 1
-        self.held: dict[int, Request] = {}
+        self.held: dict[int, Request | None] = {}
 
     @property
     def max_cmd_sn(self) -> int:
@@ -85,9 +86,29 @@ class CommandWindow(Generic[Request]):
 
     def next_held(self) -> Request | None:
         """Take the held request whose turn has come, if there is one."""
-        if not self.held:
-            return None
-        request = self.held.pop(self.exp_cmd_sn, None)
-        if request is not None:
+        while self.exp_cmd_sn in self.held:
+            request = self.held.pop(self.exp_cmd_sn)
             self.exp_cmd_sn = serial.add(self.exp_cmd_sn, 1)
-        return request
+            if request is not None:
+                return request
+        return None
+
+    def give_up(self, cmd_sn: int, before: int, mine: Callable[[Request], bool]) -> bool:
+        """Take a request that has not come, or waits for its turn and is ``mine``, as received: it is never executed.
+
+        False where ``cmd_sn`` lies outside the window, or not before ``before``, the number of who asks for that.
+        """
+        distance = serial.distance(self.exp_cmd_sn, cmd_sn)
+        if distance > self.ahead or not serial.less(cmd_sn, before):
+            return False
+        held = self.held.get(cmd_sn)
+        if held is not None and not mine(held):
+            return False
+        self.held[cmd_sn] = None
+        return True
+
+    def drop(self, before: int, chosen: Callable[[Request], bool]) -> None:
+        """Never execute those of the held requests before ``before`` that are ``chosen``."""
+        for cmd_sn, request in self.held.items():
+            if request is not None and serial.less(cmd_sn, before) and chosen(request):
+                self.held[cmd_sn] = None

@@ -11,15 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from iscsid.scsi.sense import REASONS
-from iscsid.session.connection import TargetConnection
+from iscsid.session.connection import Request, TargetConnection
 from iscsid.target.node import Seat
 from iscsid.target.task import Authority, Task, TaskSet
 from iscsid.wire.const import TmfFunction, TmfResponse
-from iscsid.wire.pdu import TaskManagementRequest, TaskManagementResponse
+from iscsid.wire.pdu import ScsiCommand, TaskManagementRequest, TaskManagementResponse
 
 AbortAll = Callable[[Sequence[Task], Callable[[], None]], None]
 
 _ONE, _SEVERAL = 0x10, 0x20  # UADE DEPTH in the answer to QUERY ASYNCHRONOUS EVENT (SAM-5 7.10)
+_ON_ALL_UNITS = frozenset({TmfFunction.TARGET_WARM_RESET, TmfFunction.TARGET_COLD_RESET, TmfFunction.I_T_NEXUS_RESET})
+_SWEEPING = _ON_ALL_UNITS | {
+    TmfFunction.ABORT_TASK_SET,
+    TmfFunction.CLEAR_TASK_SET,
+    TmfFunction.LOGICAL_UNIT_RESET,
+}
 PENDING_LIMIT = 64  # requests that are not answered yet; they count against no window, so nothing else bounds them
 
 
@@ -69,18 +75,37 @@ class TaskManager:
         elif self._pending == PENDING_LIMIT:
             self._respond(request, TmfResponse.FUNCTION_REJECTED)
         else:
+            if request.function in _SWEEPING:
+                self._sweep(request)
             function(request)
+
+    def _sweep(self, request: TaskManagementRequest) -> None:
+        """Commands that have come before ``request``, and wait for one before them that was lost, are tasks as well."""
+        everything = request.function in _ON_ALL_UNITS
+
+        def reached(held: Request) -> bool:
+            return isinstance(held, ScsiCommand) and (everything or held.lun == request.lun)
+
+        self._connection.window.drop(request.cmd_sn, reached)
 
     def close(self) -> None:
         """The session is over: what is still under way ends unheard."""
         self._closed = True
 
     def _abort_task(self, request: TaskManagementRequest) -> None:
+        """Abort a task; where there is none, RefCmdSN may be that of a command whose data was damaged, or that waits
+        for such a one: it counts as received then, and those behind it go on (section 11.6.1)."""
         task = self._tasks.get(request.referenced_task_tag)
-        if task is None or task.command.lun != request.lun:
-            self._respond(request, TmfResponse.TASK_DOES_NOT_EXIST)
-        else:
+
+        def referenced(held: Request) -> bool:
+            return held.initiator_task_tag == request.referenced_task_tag
+
+        if task is not None and task.command.lun == request.lun:
             self._abort(request, [task])
+        elif task is None and self._connection.window.give_up(request.ref_cmd_sn, request.cmd_sn, referenced):
+            self._respond(request, TmfResponse.FUNCTION_COMPLETE)
+        else:
+            self._respond(request, TmfResponse.TASK_DOES_NOT_EXIST)
 
     def _abort_task_set(self, request: TaskManagementRequest) -> None:
         if request.lun not in self._seats():

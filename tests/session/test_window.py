@@ -211,3 +211,33 @@ def test_any_sequence_of_commands_keeps_order_and_bounds(
         assert len(one.held) < size
         assert one.ahead == size - one.active - 1
         highest = one.max_cmd_sn
+
+
+@pytest.mark.parametrize("start", [10, 0xFFFFFFFE])
+def test_request_that_is_given_up_is_passed_over_whether_it_has_come_or_not(start: int) -> None:
+    one = window(start, 8)
+    numbers = [serial.add(start, step) for step in range(6)]
+    for cmd_sn in (numbers[1], numbers[2], numbers[4]):
+        assert take(one, cmd_sn) == []
+    assert not one.give_up(numbers[1], numbers[5], lambda held: False)  # somebody else's
+    assert one.give_up(numbers[1], numbers[5], lambda held: True)
+    assert one.give_up(numbers[3], numbers[5], lambda held: False)  # has not come
+    assert take(one, numbers[3]) == []  # and does not count when it comes
+    assert take(one, numbers[0]) == [numbers[0], numbers[2], numbers[4]]
+    assert one.exp_cmd_sn == numbers[5]
+    assert not one.held
+
+
+@pytest.mark.parametrize(("cmd_sn", "before"), [(9, 12), (14, 20), (12, 12), (13, 12), (11, 10)])
+def test_number_outside_the_window_or_not_before_that_of_who_asks_is_not_given_up(cmd_sn: int, before: int) -> None:
+    one = window(10, 4)
+    assert not one.give_up(cmd_sn, before, lambda held: True)
+    assert not one.held
+
+
+def test_requests_that_are_dropped_are_those_chosen_before_a_number() -> None:
+    one = window(10, 8)
+    for cmd_sn in (11, 12, 13, 14):
+        take(one, cmd_sn)
+    one.drop(14, lambda held: held.cmd_sn != 12)
+    assert take(one, 10) == [10, 12, 14]

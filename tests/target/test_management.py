@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from target_rig import GOOD, Inline, Memory, Session, pattern, raw_lun
 
+from iscsid import serial
 from iscsid.scsi.sense import Reason
 from iscsid.target.management import PENDING_LIMIT
 from iscsid.wire.const import TmfFunction, TmfResponse
-from iscsid.wire.pdu import TaskManagementRequest, TaskManagementResponse
+from iscsid.wire.pdu import NopOut, TaskManagementRequest, TaskManagementResponse
 
 
 def ask(session: Session, function: int, *, tag: int = 900, **more: int) -> None:
@@ -78,6 +79,85 @@ def test_two_aborts_of_one_task_are_both_answered() -> None:
     session.pool.finish()
     assert heard(session) == [(900, TmfResponse.FUNCTION_COMPLETE), (901, TmfResponse.FUNCTION_COMPLETE)]
     session.assert_idle()
+
+
+# Commands that have not come, for their data was damaged, and those that wait for them (RFC 7143 11.6.1).
+
+
+def lose(session: Session) -> int:
+    """A command that the target never sees; its CmdSN."""
+    lost = session.cmd_sn
+    session.cmd_sn = serial.add(lost, 1)
+    return lost
+
+
+@pytest.mark.parametrize("cmd_sn", [1, 0xFFFFFFFF])
+def test_abort_of_a_command_that_never_came_lets_those_behind_it_go_on(cmd_sn: int) -> None:
+    session = Session(cmd_sn=cmd_sn)
+    lost = lose(session)
+    session.read(2, 0, 8)
+    assert session.hear() == [] and not session.outcomes
+    abort(session, 1, ref_cmd_sn=lost, immediate=True)
+    assert heard(session) == [(900, TmfResponse.FUNCTION_COMPLETE)]
+    assert session.outcome(2).status == GOOD
+    session.send(NopOut(initiator_task_tag=7, cmd_sn=lost), numbered=False)  # too late: it counts as received
+    session.read(3, 0, 8)
+    assert session.outcome(3).status == GOOD
+    session.assert_idle()
+
+
+def test_abort_of_a_command_that_waits_for_a_lost_one_keeps_it_from_being_executed() -> None:
+    session = Session()
+    lost = lose(session)
+    waiting = session.cmd_sn
+    session.write(2, 0, pattern(4096), immediate=4096)
+    session.read(3, 0, 8)
+    abort(session, 2, ref_cmd_sn=waiting, immediate=True)
+    assert heard(session) == [(900, TmfResponse.FUNCTION_COMPLETE)]
+    abort(session, 1, ref_cmd_sn=lost, immediate=True)
+    assert heard(session) == [(900, TmfResponse.FUNCTION_COMPLETE)]
+    assert session.outcome(3).data == bytes(4096)
+    assert not session.outcomes
+    session.assert_idle()
+
+
+def test_abort_of_a_number_of_another_task_or_outside_the_window_finds_no_task() -> None:
+    session = Session(queue_depth=8)
+    taken = session.cmd_sn
+    session.read(1, 0, 8)
+    assert session.outcome(1).status == GOOD
+    lost = lose(session)
+    waiting = session.cmd_sn
+    session.read(2, 0, 8)
+    for ref_cmd_sn in (taken, waiting, session.cmd_sn, serial.add(session.cmd_sn, 100)):
+        abort(session, 77, ref_cmd_sn=ref_cmd_sn, immediate=True)
+        assert heard(session) == [(900, TmfResponse.TASK_DOES_NOT_EXIST)]
+    assert not session.outcomes
+    session.send(NopOut(initiator_task_tag=7, cmd_sn=lost), numbered=False)
+    assert session.outcome(2).status == GOOD
+
+
+@pytest.mark.parametrize(
+    ("function", "executed"),
+    [
+        (TmfFunction.ABORT_TASK_SET, {3, 4}),
+        (TmfFunction.CLEAR_TASK_SET, {3, 4}),
+        (TmfFunction.LOGICAL_UNIT_RESET, {3, 4}),
+        (TmfFunction.TARGET_WARM_RESET, {4}),
+        (TmfFunction.QUERY_TASK_SET, {2, 3, 4}),
+    ],
+)
+def test_commands_that_wait_for_a_lost_one_are_aborted_with_the_others(function: int, executed: set[int]) -> None:
+    session = Session(more=[Inline()])
+    lost = lose(session)
+    session.read(2, 0, 8)
+    session.read(3, 0, 8, lun=raw_lun(1))
+    ask(session, function, immediate=True)
+    session.hear()
+    session.read(4, 0, 8)  # behind it
+    session.send(NopOut(initiator_task_tag=7, cmd_sn=lost), numbered=False)
+    session.settle()
+    assert set(session.outcomes) == executed
 
 
 def test_task_that_is_done_or_of_another_unit_does_not_exist() -> None:
