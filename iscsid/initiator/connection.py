@@ -77,6 +77,8 @@ _TAG_MASK = 0x7FFFFFFF  # never the reserved tag
 # Which tasks a function ends, seen from the nexus that asked for it (RFC 7143 section 11.5.1).
 _OF_THE_UNIT = frozenset({TmfFunction.ABORT_TASK_SET, TmfFunction.CLEAR_TASK_SET, TmfFunction.LOGICAL_UNIT_RESET})
 _OF_THE_TARGET = frozenset({TmfFunction.TARGET_WARM_RESET, TmfFunction.TARGET_COLD_RESET})
+# Why a command is rejected that would do on the next connection (section 11.17.1).
+_NO_FAULT_OF_THE_COMMAND = frozenset({RejectReason.DATA_DIGEST_ERROR, RejectReason.WAITING_FOR_LOGOUT})
 
 
 class InitiatorConnection:
@@ -359,7 +361,7 @@ class InitiatorConnection:
         if request is not None:
             request.error = InitiatorError(f"the target rejects the text: {reason}")
             self._ended(request)
-        elif pdu.reason != RejectReason.DATA_DIGEST_ERROR and (task := self.tasks.pop(tag, None)) is not None:
+        elif pdu.reason not in _NO_FAULT_OF_THE_COMMAND and (task := self.tasks.pop(tag, None)) is not None:
             task.error = InitiatorError(f"the target rejects the command: {reason}")
             self._ended(task)
         raise RemoteProtocolError(f"the target rejects a PDU of opcode {header[0] & OPCODE_MASK:#04x}: {reason}")

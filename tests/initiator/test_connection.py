@@ -158,6 +158,18 @@ def test_reject_of_a_command_fails_it_and_ends_the_connection(world: World) -> N
     assert isinstance(task.error, InitiatorError)
 
 
+@pytest.mark.parametrize("reason", [RejectReason.DATA_DIGEST_ERROR, RejectReason.WAITING_FOR_LOGOUT])
+def test_reject_that_is_not_the_commands_fault_has_it_sent_again(world: World, reason: RejectReason) -> None:
+    task = world.submit(world.unit.read(0, memoryview(bytearray(512))))
+    header = b"\x01" + bytes(15) + task.tag.to_bytes(4, "big") + bytes(28)
+    with pytest.raises(RemoteProtocolError) as caught:
+        say(world, Reject(reason=reason, data=header))
+    assert not task.done
+    world.session.lost(caught.value, world.now)
+    world.connect()
+    assert task.done and task.error is None
+
+
 def test_reject_of_task_management_fails_only_that(world: World) -> None:
     request = world.submit(Management(5, 0))
     header = b"\x42" + bytes(15) + request.tag.to_bytes(4, "big") + bytes(28)
