@@ -465,15 +465,17 @@ def _rethrow(guard: Guarded, error: BaseException, kind: str) -> NoReturn:
     try:
         if isinstance(error, (BlockingIOError, *_PASSING)):
             raise error
+        told = error
+        if not isinstance(error, (BlockError, OSError)):
+            words = f"the device raised {type(error).__name__}: {error}"
+            told = BlockError(fault_of(error, writing=kind != READ), words)
+            told.__cause__ = error
         if kind:
-            guard.health.note(kind, error)
-        if isinstance(error, (BlockError, OSError)):
-            raise error
-        words = f"the device raised {type(error).__name__}: {error}"
-        raise BlockError(fault_of(error, writing=kind != READ), words) from error
+            guard.health.note(kind, told)
+        raise told
     finally:
         # The traceback holds this frame. Without the cycle all that it holds, buffers above all, is freed at once.
-        del error
+        error = told = None  # type: ignore[assignment]
 
 
 def _place(guard: Guarded, error: BaseException) -> None:

@@ -567,6 +567,12 @@ def test_errors_are_noted_by_their_kind() -> None:
     assert (guard.health.fault, guard.health.words) == (Fault.READ_ERROR, "[Errno 5] bad sector")
 
 
+def test_error_that_is_none_of_the_contract_is_noted_by_its_name() -> None:
+    guard = Guarded(Broken(KeyError("k")))
+    assert fault(guard.read_into, buffer(), 0) is Fault.INTERNAL
+    assert (guard.health.fault, guard.health.words) == (Fault.INTERNAL, "the device raised KeyError: 'k'")
+
+
 def test_forced_write_whose_flush_fails_is_a_flush_that_failed() -> None:
     class Volatile(Flushing):
         def flush(self) -> None:
