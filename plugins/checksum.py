@@ -90,6 +90,8 @@ class Checksum(Filter):
             buffer[first - offset : last - offset] = part[first - at : last - at]
 
     def write(self, data: memoryview, offset: int) -> None:
+        if not data:
+            return
         start, stop = self._whole(offset, len(data))
         ends = {start, (stop - 1) // self._unit * self._unit}
         torn = [at for at in ends if at < offset or min(at + self._unit, self._rest) > offset + len(data)]

@@ -105,6 +105,15 @@ def test_write_that_ends_in_a_short_last_unit_has_its_sums_right(
     guard.close()
 
 
+@pytest.mark.parametrize("offset", [0, 512, 4096, SIZE])
+def test_write_of_nothing_does_nothing(wrap: Wrap, path: str, below: Recorder, offset: int) -> None:
+    guard = Guarded(wrap(below, "checksum", path=path))
+    write(guard, b"", offset)
+    read(guard, offset, 0)
+    assert "write" not in below.names()
+    guard.close()
+
+
 def test_write_that_failed_leaves_nothing_to_be_compared(below: Recorder, wrap: Wrap, path: str) -> None:
     guard = Guarded(wrap(below, "checksum", path=path))
     write(guard, b"x" * 8192)
