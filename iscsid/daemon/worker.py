@@ -66,6 +66,7 @@ QUEUE_DEPTH = 128  # commands that one session may have unfinished
 FIRST_BUFFER = 64 << 10  # bytes to receive into, and to send from, for a link that has little to say;
 FIRST_CHUNK = 16 << 10  # one that has more gets more (see link.py), so that many idle sessions cost little
 TICK_SECONDS = 1.0
+AWAY_SECONDS = 1.0  # a tick that is late by more
 # How often the loop looks again before it sleeps, some 10 us in all: the next command of a session that has just been
 # answered is often that near, and a wake-up costs both sides more than that.
 EAGER_POLLS = 20
@@ -140,6 +141,7 @@ class Worker:
         monotonic = time.monotonic
         poll = self._epoll.poll
         eager = 0
+        away = False
         handlers = self._handlers
         now = monotonic()
         self._last_beat = now
@@ -163,7 +165,10 @@ class Worker:
             if now - started > STALL_SECONDS:
                 self._stalled(now, now - started, len(ready))
             if now >= self._next_tick:
-                self._tick(now)
+                # Late by that much, the loop has been away: what came meanwhile is heard before anybody is given up.
+                away = not away and now - self._next_tick > AWAY_SECONDS
+                if not away:
+                    self._tick(now)
             if self._stop_at is not None and self._may_stop(now):
                 self.close()
                 self._tell_last(Stopped())

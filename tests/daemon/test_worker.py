@@ -10,7 +10,9 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -525,6 +527,31 @@ def test_initiator_that_does_not_answer_a_ping_is_given_up(quick: None, device: 
         assert initiator.at_end()
         assert worker.wait_for(SessionClosed, tsih=3).reason == "initiator does not answer"
         assert initiator.pings == 1
+
+
+def test_answers_that_came_while_the_loop_was_away_are_heard_before_the_clock_is_looked_at(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stalling(MemoryDevice):
+        """Keeps the loop, as a page cache that is full of dirty pages does."""
+
+        def write(self, data: memoryview, offset: int) -> None:
+            stalled.set()
+            assert gate.wait(WAIT)
+            away[0] = 1000.0
+            super().write(data, offset)
+
+    stalled, gate, away = threading.Event(), threading.Event(), [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + away[0]))
+    with running(lun_of(Stalling()), nop_interval=0.05, nop_timeout=500.0) as worker:
+        silent, busy = worker.log_in(1), worker.log_in(2, isid=2)
+        ping = silent.next_ping()
+        busy.send(busy.write_command(0, ONES))
+        assert stalled.wait(WAIT)
+        silent.answer_ping(ping)
+        gate.set()
+        assert busy.status()[0] == 0
+        assert len(silent.read(0)) == BLOCK, "it was given up although it had answered"
 
 
 # --- bugs of ours -----------------------------------------------------------------------------------------------------

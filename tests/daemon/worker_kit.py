@@ -326,9 +326,21 @@ class Initiator:
                 return pdu
             self.pings += 1
             if self.answers_pings:
-                answer = NopOut(immediate=True, initiator_task_tag=RESERVED_TAG, cmd_sn=self.cmd_sn)
-                answer.target_transfer_tag = pdu.target_transfer_tag
-                self.send(answer)
+                self.answer_ping(pdu)
+
+    def next_ping(self) -> NopIn:
+        """The next PDU, which must be a ping; it is for the caller to answer."""
+        while not self._pdus:
+            self.framer.received(self.sock.recv_into(self.framer.writable()))
+            self._pdus += self.framer.pdus()
+        ping = self._pdus.pop(0)
+        assert isinstance(ping, NopIn) and ping.target_transfer_tag != RESERVED_TAG, ping
+        return ping
+
+    def answer_ping(self, ping: NopIn) -> None:
+        answer = NopOut(immediate=True, initiator_task_tag=RESERVED_TAG, cmd_sn=self.cmd_sn)
+        answer.target_transfer_tag = ping.target_transfer_tag
+        self.send(answer)
 
     def expect(self, kind: type[Any]) -> Any:
         """The next PDU, which must be of this kind."""
