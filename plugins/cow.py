@@ -190,7 +190,7 @@ def _open(device: Device, options: Mapping[str, Any]) -> Overlay:
 def iscsid_layer_info() -> LayerInfo:
     verbs = (Verb("commit", "write the overlay into the device below"), Verb("discard", "forget the overlay"))
     doc = "writes go into an overlay, the device below stays as it is"
-    return LayerInfo("cow", doc, OPTIONS, sharing=Sharing.EXCLUSIVE_OWNER, verbs=verbs, preserves=True)
+    return LayerInfo("cow", doc, OPTIONS, sharing=Sharing.EXCLUSIVE_OWNER, verbs=verbs, preserves=True, keeps=True)
 
 
 @hookimpl

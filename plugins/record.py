@@ -198,7 +198,7 @@ class Recording(Filter):
 @hookimpl
 def iscsid_layer_info() -> LayerInfo:
     doc = "every write and flush into a file, for tests of crashes"
-    return LayerInfo("record", doc, OPTIONS, sharing=Sharing.EXCLUSIVE_OWNER)
+    return LayerInfo("record", doc, OPTIONS, sharing=Sharing.EXCLUSIVE_OWNER, keeps=True)
 
 
 @hookimpl

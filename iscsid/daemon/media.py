@@ -88,10 +88,13 @@ class Media:
         options = old.plugins.resize(lun.backend, old.options, lun.options["size"])
         return Prepared(target, lun, options, old.layers, old.plugins)
 
-    def sized(self, target: str, lun: LunSpec, size: int) -> Prepared:
-        """The LUN as it is prepared, to be opened when a worker has given its medium ``size`` bytes."""
+    def relayered(self, target: str, lun: LunSpec, size: int | None = None) -> Prepared:
+        """The LUN as it is prepared, with its layers prepared anew: what they know of the data is over when a worker
+        has changed these, or has given the medium ``size`` bytes. Raises one of FAILURES."""
         old = self._luns[target, lun.lun]
-        return Prepared(target, lun, resizing.sized(old.options, size), old.layers, old.plugins)
+        options = old.options if size is None else resizing.sized(old.options, size)
+        layers = old.plugins.prepare_layers((layer.layer, layer.options) for layer in lun.layers)
+        return Prepared(target, lun, options, layers, old.plugins)
 
     def again(self, target: str, lun: int) -> Prepared:
         """The LUN as it is prepared now."""
@@ -111,13 +114,15 @@ class Media:
         del self.options[target, lun], self.layers[target, lun]
         return self._luns.pop((target, lun))
 
-    def undo(self, prepared: Prepared) -> None:
-        """Undo what :meth:`prepare` did. A failure is logged."""
+    def undo(self, prepared: Prepared, *, layers_only: bool = False) -> None:
+        """Undo what :meth:`prepare` did, or with ``layers_only`` what :meth:`relayered` did. A failure is logged."""
         target, lun = prepared.target, prepared.lun
         try:
             prepared.plugins.release_layers(prepared.layers)
         except FAILURES as exc:
             log.error("target %s, lun %d: release of a layer: %s", target, lun.lun, exc)
+        if layers_only:
+            return
         try:
             prepared.plugins.release(lun.backend, prepared.options)
         except FAILURES as exc:

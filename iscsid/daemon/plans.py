@@ -70,6 +70,18 @@ def resizes(changes: Changes, held: Collection[Key]) -> list[Task]:
     return list(works.values())
 
 
+def keeps(plugins: Plugins, lun: LunSpec) -> str:
+    """The first layer of ``lun`` that has something of its own that belongs to the data below it; "": none has."""
+    return next((layer.layer for layer in lun.layers if plugins.layers[layer.layer].keeps), "")
+
+
+def must_not_keep(plugins: Plugins, target: str, lun: LunSpec) -> None:
+    """Raises Refused where other data, or another size, would be wrong for a layer of ``lun``."""
+    if layer := keeps(plugins, lun):
+        words = f"its layer {layer} keeps what belongs to the data and the size that it has now"
+        raise Refused(f"target {target}, lun {lun.lun}: {words}")
+
+
 def may_be_resized_in_use(plugins: Plugins, lun: LunSpec) -> bool:
     """Whether the medium can grow while several processes have it open."""
     return sharing(plugins, lun) is Sharing.SHARED and plugins.implements(lun.backend, "iscsid_resize")

@@ -88,6 +88,7 @@ class _Change:
     held: list[Key] = field(default_factory=list)
     prepared: list[Prepared] = field(default_factory=list)
     fresh: list[Prepared] = field(default_factory=list)  # of those, what is to be undone when it does not happen
+    relayered: list[Prepared] = field(default_factory=list)  # and those of which only the layers are
     owners: dict[str, int] = field(default_factory=dict)
     revision: Revision | None = None
     waits: Counter[Child] = field(default_factory=Counter)
@@ -97,6 +98,7 @@ class _Change:
     facts: dict[str, Any] = field(default_factory=dict)
     committed: bool = False
     gone: list[Prepared] = field(default_factory=list)
+    unlayered: list[Prepared] = field(default_factory=list)
 
     def answered(self, child: Child) -> None:
         """A worker owes one answer less."""
@@ -224,6 +226,10 @@ class Reloader:
         self._begin(self._change(changes, None, done, works=[work], rows=((what, f"cloned into {file}"),)), now)
 
     def _look(self, serial: str, done: Done, now: float) -> None:
+        luns = [lun for target in self._server.spec.targets for lun in target.luns if lun.serial == serial]
+        if any(plans.keeps(self._server.plugins, lun) for lun in luns):
+            done(Answer())  # its layers belong to the medium that was there
+            return
         self._begin(self._change(self._again(serial, Kind.RELOADED), None, done), now)
 
     def _again(self, serial: str, kind: Kind, new: ServerSpec | None = None) -> Changes:
@@ -283,12 +289,17 @@ class Reloader:
 
     def _made(self, change: _Change, lun: LunChange, new: LunSpec) -> Prepared:
         media = self._server.media
-        if lun.kind is Kind.RESIZED:
-            if (lun.target, lun.lun) not in change.held:
-                return media.resize(lun.target, new)
-            size = next(work.arguments["size"] for work in change.works if work.serial == new.serial)
-            return media.sized(lun.target, new, size)
-        if lun.kind is Kind.RELOADED and "path" not in new.options:
+        held = (lun.target, lun.lun) in change.held
+        if lun.kind is Kind.RESIZED and not held:
+            return media.resize(lun.target, new)
+        if lun.stays and held and (lun.kind is Kind.RESIZED or change.other or not change.works):
+            plans.must_not_keep(change.plugins, lun.target, new)
+        if lun.kind is Kind.RESIZED or change.other:
+            size = None if change.other else next(w.arguments["size"] for w in change.works if w.serial == new.serial)
+            made = media.relayered(lun.target, new, size)
+            change.relayered.append(made)
+            return made
+        if lun.kind is Kind.RELOADED and ("path" not in new.options or change.works):
             return media.again(lun.target, lun.lun)
         try:
             made = media.prepare(lun.target, new, change.plugins)
@@ -475,6 +486,8 @@ class Reloader:
             old = server.media.put(made)
             if old is not None and made in change.fresh:
                 change.gone.append(old)
+            if old is not None and made in change.relayered:
+                change.unlayered.append(old)
         server.spec, server.plugins, server.media.plugins = spec, change.plugins, change.plugins
         server.owners.clear()
         server.owners.update(change.owners)
@@ -494,6 +507,8 @@ class Reloader:
                 self._server.fleet.send(child, Undo(change.number))
         for old in change.gone:
             self._server.media.undo(old)
+        for old in change.unlayered:
+            self._server.media.undo(old, layers_only=True)
         self._current = None
         rows = tuple((what, how) for what, how in change.changes.rows()) if change.rows is None else change.rows
         for what, how in rows:
@@ -507,6 +522,8 @@ class Reloader:
             self._server.fleet.send(child, Undo(change.number))
         for made in change.fresh:
             self._server.media.undo(made)
+        for made in change.relayered:
+            self._server.media.undo(made, layers_only=True)
         self._current = None
         if change.worked and not change.aside:
             log.error("what is done to the medium stays, and nothing else has changed: %s", reason)

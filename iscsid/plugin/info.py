@@ -86,7 +86,8 @@ class LayerInfo:
     ``sharing`` is how many processes may have this layer over one medium: one that keeps something of the data to
     itself (a write-back cache, an overlay in memory) allows one. ``verbs`` are what ``iscsid_layer_verb`` can be asked.
     ``preserves``: it never writes to the device below, which is then opened read-only; ``part``: it uses only a part of
-    it, so that others may use other parts.
+    it, so that others may use other parts. ``keeps``: it has something, over restarts or in memory, that belongs to the
+    very data below it (an overlay, checksums), and is wrong where these change behind its back, or the size does.
     """
 
     name: str
@@ -97,6 +98,7 @@ class LayerInfo:
     verbs: tuple[Verb, ...] = ()
     preserves: bool = False
     part: bool = False
+    keeps: bool = False
 
 
 def parse_size(text: str) -> int:

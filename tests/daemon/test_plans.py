@@ -27,6 +27,7 @@ class Plugins(SimpleNamespace):
         "file": SimpleNamespace(options=(SimpleNamespace(name="size"),), verbs=()),
         "image": SimpleNamespace(options=(), verbs=()),
     }
+    layers = {"cache": SimpleNamespace(keeps=False), "cow": SimpleNamespace(keeps=True)}  # noqa: RUF012
 
     def sharing(self, backend: str, options: Any, layers: Any = ()) -> Sharing:
         alone = backend == "image" or "cache" in layers
@@ -95,3 +96,11 @@ def test_size_is_one_for_all_that_lead_to_the_medium() -> None:
     found = [lun.options.get("size") for target in new.targets for lun in target.luns]
     assert found == [4096, None, 4096]
     assert plans.has_size(PLUGINS, FILE) and not plans.has_size(PLUGINS, IMAGE)
+
+
+def test_layer_that_keeps_what_belongs_to_the_data_is_named() -> None:
+    plans.must_not_keep(PLUGINS, "disk", replace(FILE, layers=(CACHE,)))
+    layered = replace(FILE, layers=(CACHE, LayerSpec("cow", {})))
+    assert plans.keeps(PLUGINS, layered) == "cow"
+    with pytest.raises(Refused, match="target disk, lun 0: its layer cow keeps what belongs"):
+        plans.must_not_keep(PLUGINS, "disk", layered)

@@ -19,7 +19,7 @@ from iscsid.daemon.reloader import CLOSE_SECONDS, OPEN_SECONDS, Answer, Reloader
 from iscsid.errors import BlockError, ConfigError, Fault, Problem
 from iscsid.shared.figures import FigureTable
 from iscsid.shared.messages import Commit, Held, Hold, Lend, Message, Revise, Revised, Undo, Work, Worked
-from iscsid.specs import LunSpec, ServerSpec, TargetSpec
+from iscsid.specs import LayerSpec, LunSpec, ServerSpec, TargetSpec
 
 FIRST = LunSpec(0, "file", {"path": "/a", "size": 512}, serial="A")
 OLD = ServerSpec(targets=(TargetSpec("disk", (FIRST,)),))
@@ -40,7 +40,8 @@ class Plugins(SimpleNamespace):
                 options=(), verbs=(SimpleNamespace(name="resize"), SimpleNamespace(name="snapshot"))
             ),
         }
-        super().__init__(log=[], refuse="", backends=backends)
+        layers = {"cache": SimpleNamespace(keeps=False), "cow": SimpleNamespace(keeps=True)}
+        super().__init__(log=[], refuse="", backends=backends, layers=layers)
 
     def implements(self, backend: str, hook: str) -> bool:
         return backend == "file" and hook == "iscsid_resize"
@@ -64,10 +65,12 @@ class Plugins(SimpleNamespace):
         self.log.append(("release", options["path"]))
 
     def prepare_layers(self, layers: Any) -> Any:
-        return list(layers)
+        made = [(name, dict(options)) for name, options in layers]
+        self.log += [("layer", name) for name, _ in made]
+        return made
 
     def release_layers(self, layers: Any) -> None:
-        pass
+        self.log += [("unlayer", name) for name, _ in layers]
 
     def sharing(self, backend: str, options: Any, layers: Any = ()) -> Sharing:
         return Sharing.EXCLUSIVE_OWNER if backend == "lonely" else Sharing.SHARED
@@ -355,7 +358,7 @@ def test_snapshot_is_taken_by_the_owner_when_every_worker_has_closed_the_medium(
     assert not alone.answers
     alone.say(0, 1, done=True)
     assert alone.answers == [Answer((("target disk lun 0", "snapshot x created"),), facts={"snapshots": [1]})]
-    assert alone.plugins.log == [("prepare", "/a"), ("release", "/a")]
+    assert alone.plugins.log == []  # it is prepared as it was
 
 
 @pytest.mark.parametrize("step", ["hold", "work", "open", "late"])
@@ -378,7 +381,6 @@ def test_failure_on_the_way_opens_the_medium_again(alone: Rig, step: str) -> Non
     assert not answer.rows and answer.problems[0].startswith(words)
     assert ("is done to the medium" in answer.problems[0]) == (step == "open")
     assert alone.told(0)[-1] == alone.told(1)[-1] == Undo
-    assert alone.plugins.log == [("prepare", "/a"), ("release", "/a")]
     assert alone.server.spec == ALONE and alone.reloader.deadline() is None
 
 
@@ -483,6 +485,46 @@ def test_medium_of_one_process_is_loaded_again_without_work(alone: Rig) -> None:
     alone.say(0, 1)
     alone.say(0, 1, done=True)
     assert alone.answers[0].rows == (("target disk lun 0", "loaded"),)
+
+
+def layered(rig: Rig, layer: str) -> None:
+    spec = ServerSpec(targets=(TargetSpec("disk", (replace(LONELY, layers=(LayerSpec(layer, {}),)),)),))
+    rig.server.spec = spec
+    rig.server.media = Media(spec, rig.plugins)  # type: ignore[arg-type]
+    rig.plugins.log.clear()
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_what_a_layer_knows_of_the_data_is_forgotten_with_them(alone: Rig, well: bool) -> None:
+    layered(alone, "cache")
+    snapshot(alone, "apply")
+    held(alone, 0, 1)
+    worked(alone, error="" if well else "planted")
+    if well:
+        alone.say(0, 1)
+        alone.say(0, 1, done=True)
+    assert alone.plugins.log == [("layer", "cache"), ("unlayer", "cache")]
+
+
+def test_layer_keeps_what_it_has_where_the_data_stay(alone: Rig) -> None:
+    layered(alone, "cow")
+    snapshot(alone)
+    held(alone, 0, 1)
+    worked(alone)
+    alone.say(0, 1)
+    alone.say(0, 1, done=True)
+    assert alone.answers[0].rows and alone.plugins.log == []
+
+
+@pytest.mark.parametrize("what", ["apply", "resize", "size"])
+def test_layer_that_belongs_to_the_data_forbids_others(alone: Rig, what: str) -> None:
+    layered(alone, "cow")
+    if what == "apply":
+        snapshot(alone, "apply")
+    else:
+        alone.reloader.reopen("disk", 0, alone.answers.append, 0.0, 1024 if what == "resize" else None)
+    assert "its layer cow keeps what belongs to the data" in alone.answers[0].problems[0]
+    assert alone.told(1) == [] and alone.plugins.log == []
 
 
 def test_reload_passes_a_medium_of_one_process_on(alone: Rig) -> None:

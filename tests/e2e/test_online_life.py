@@ -286,6 +286,30 @@ def test_clone_is_made_of_a_disk_in_use(start: StartServer, connect: Connect, tm
     assert_sound(path)
 
 
+def test_layers_that_keep_data_and_those_that_do_not(start: StartServer, connect: Connect, tmp_path: Path) -> None:
+    """An overlay in memory outlives a snapshot of what lies below; other data below it are refused."""
+    below = tmp_path / "below.qcow2"
+    run("create", "-q", "-f", "qcow2", below, SIZE)
+    path = image(tmp_path)
+    offset = {"layer": "offset", "offset": 1 << 20, "size": 4 << 20}
+    cow = {"backend": "qcow2", "path": below, "layers": [{"layer": "cow"}]}
+    server = start([cow, {"backend": "qcow2", "path": path, "layers": [offset, {"layer": "cache"}]}])
+    over, part = connect(server), connect(server, NAME, 1)
+    over.write(0, b"over" * 128)
+    done(server, "snapshot", action="create", name="then")
+    assert over.read(0, 512) == b"over" * 128 and not over.attentions
+    for verb, keys in (("snapshot", {"action": "apply", "name": "then"}), ("resize", {"size": 2 * SIZE})):
+        assert "its layer cow keeps" in lun(server, verb, **keys)["problems"][0]
+    assert over.read(0, 512) == b"over" * 128 and not over.attentions
+    part.write(0, b"then" * 128)
+    done(server, "snapshot", 1, action="create", name="then")
+    part.write(0, b"now." * 128)
+    assert part.read(0, 512) == b"now." * 128
+    done(server, "snapshot", 1, action="apply", name="then")
+    assert part.read(0, 512) == b"then" * 128
+    assert part.attentions == [MEDIUM] and part.size() == 4 << 20
+
+
 def test_commands_of_the_shell_do_the_same(start: StartServer, connect: Connect, tmp_path: Path) -> None:
     path = image(tmp_path)
     server = start([{"backend": "qcow2", "path": path}, {"backend": "ram", "size": "1 MiB"}])
