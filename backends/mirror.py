@@ -83,15 +83,12 @@ class MirrorDevice(Device):
             self._take_facts(self._open_legs(), readonly)
             self._take_size(state)
             self._state = MirrorState(state, self.size, [leg.name for leg in self.legs])
+            if not self.readonly:
+                self._state.recover([leg.number for leg in self.legs if leg.handle is not None])
         except BaseException:
             self._close_legs()
             raise
         if not self.readonly:
-            try:
-                self._after_crash()
-            except BaseException:
-                self._close_legs()
-                raise
             self._thread = threading.Thread(target=self._mend, name="mirror", daemon=True)
             self._thread.start()
 
@@ -128,15 +125,6 @@ class MirrorDevice(Device):
         self.discard_zeroes = all(device.discard_zeroes for device in devices)
         self.rotational = any(device.rotational for device in devices)
         self.readonly = readonly or all(device.readonly for device in devices)
-
-    def _after_crash(self) -> None:
-        """Writes that were under way may be on some legs only: the first leg that is up and has the region wins."""
-        for region in self._state.intended():
-            winner = next((leg for leg in self.legs if leg.handle and self._current(leg, [region])), None)
-            for leg in self.legs:
-                if winner is not None and leg is not winner:
-                    self._state.distrust(leg.number, [region])
-        self._state.sync()
 
     def _current(self, leg: Leg, regions: Iterable[int]) -> bool:
         """Whether the leg may be trusted with these regions."""

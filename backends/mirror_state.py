@@ -126,6 +126,18 @@ class MirrorState:
         """The regions with writes under way."""
         return sorted(self._intended)
 
+    def recover(self, up: Iterable[int]) -> None:
+        """After a crash: writes that were under way may be on some legs only, so the first of the legs that are ``up``
+        and have the region has it alone. Raises OSError."""
+        legs = list(up)
+        for region in self.intended():
+            winner = next((leg for leg in legs if not self.stale(region) & 1 << leg), None)
+            if winner is not None:
+                for leg in range(len(self._legs)):
+                    if leg != winner:
+                        self.distrust(leg, [region])
+        self.sync()
+
     def settle(self, regions: Iterable[int]) -> None:
         """Nothing is under way there, and all is on every leg that is trusted."""
         for region in regions:

@@ -138,3 +138,27 @@ def test_recorded_size_of_what_is_no_state_is_none(path: str, content: bytes | N
 def test_recorded_size_is_that_of_the_mirror(path: str) -> None:
     MirrorState(path, SIZE, LEGS).close()
     assert recorded_size(path) == SIZE
+
+
+@pytest.mark.parametrize(
+    ("up", "stale", "after"),
+    [
+        ([0, 1, 2], 0, 0b110),
+        ([1, 2], 0, 0b101),
+        ([0, 1, 2], 0b001, 0b101),
+        ([0], 0b001, 0b001),  # nobody who is up has it: it stays with those that are not
+        ([], 0, 0),
+    ],
+)
+def test_region_in_flight_at_a_crash_is_that_of_the_first_leg_that_is_up_and_has_it(
+    path: str, up: list[int], stale: int, after: int
+) -> None:
+    state = MirrorState(path, SIZE, [*LEGS, "file /c"])
+    for leg in range(3):
+        state.trust(leg, 3)
+        if stale & 1 << leg:
+            state.distrust(leg, [3])
+    state.intend(range(3, 4))
+    state.recover(up)
+    assert state.stale(3) == after
+    state.close()
