@@ -214,5 +214,7 @@ def _as_os_error(command: str) -> Iterator[None]:
         yield
     except InitiatorError as error:
         number = errno_of(error)
+        if number == errno.ENOSPC and command == "READ":
+            number = errno.EIO  # nobody who reads expects the other one
         trace("scsi", "%s: %s (%s)", command, error, errno.errorcode[number])
         raise OSError(number, os.strerror(number)) from error

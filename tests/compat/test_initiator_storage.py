@@ -206,6 +206,16 @@ def test_flush_reaches_the_medium_always_or_only_after_a_write(disk: FakeDisk, s
     assert disk.calls == [("flush", 0, 0)]
 
 
+def test_read_of_a_disk_that_has_shrunk_is_no_lack_of_space(disk: FakeDisk, storage: Storage) -> None:
+    disk.failure = SenseError(5, 0x21, 0, "LOGICAL BLOCK ADDRESS OUT OF RANGE")
+    with pytest.raises(OSError) as caught:
+        storage.read(0, 512)
+    assert caught.value.errno == errno.EIO
+    with pytest.raises(OSError) as caught:
+        storage.write(0, bytes(512))
+    assert caught.value.errno == errno.ENOSPC
+
+
 def test_write_that_ends_after_a_flush_began_is_flushed_at_the_end(disk: FakeDisk, storage: Storage) -> None:
     disk.before_write = storage.flush  # another thread's fsync, which cannot cover this write
     storage.write(0, bytes(512))
