@@ -201,7 +201,7 @@ class Checksum(Filter):
 def iscsid_layer_info() -> LayerInfo:
     verbs = (Verb("verify", "read everything and compare"),)
     doc = "checksums in a side file, so that wrong data is an error"
-    return LayerInfo("checksum", doc, OPTIONS, sharing=Sharing.EXCLUSIVE_OWNER, verbs=verbs)
+    return LayerInfo("checksum", doc, OPTIONS, sharing=Sharing.EXCLUSIVE_OWNER, verbs=verbs, keeps=True)
 
 
 @hookimpl
