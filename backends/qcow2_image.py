@@ -117,6 +117,8 @@ class Image:
             self.snapshots, self.snapshot_bytes = parse_snapshots(table, header, self.name, storage.size)
         self._fixed_metadata: list[range] = []
         self.note_metadata()
+        if writing:
+            self.refs.guard((entry & OFFSET_MASK) >> header.cluster_bits for entry in self.mapping.l1 if entry)
         #: No cluster of data lies at or behind it: a multiple of the cluster size.
         self.limit = 0
         self.note_limit(max(self.data.size, self.size if self.external else 0))
@@ -220,7 +222,9 @@ class Image:
         return offset
 
     def _allocate_table(self) -> int:
-        return self.allocate_whole(self.cluster_size)
+        offset = self.allocate_whole(self.cluster_size)
+        self.refs.guard((offset >> self.header.cluster_bits,))
+        return offset
 
     def free(self, offset: int) -> None:
         """Give back the cluster at ``offset``, once nothing on the medium refers to it any more. Under ``lock``."""

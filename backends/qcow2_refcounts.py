@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import NoReturn, Protocol
 
 from iscsid.plugin import BlockError, Fault
@@ -26,6 +27,8 @@ from .qcow2_storage import Storage
 RESERVED = 0x1FF  # of a refcount table entry
 #: A cluster number behind this cannot be written in an L2 entry (bits 9 to 55).
 MAX_OFFSET = 1 << 56
+#: Tables that are guarded against being given out, at most; an image has more of them only beyond many TiB.
+MAX_GUARDED = 1 << 17
 
 
 class Write(Protocol):
@@ -74,6 +77,8 @@ class Refcounts:
         self._blocks: dict[int, bytearray] = {}
         self.dirty: set[int] = set()
         self.pinned: set[int] = set()
+        self._guarded: set[int] = set()
+        self.guard(entry >> header.cluster_bits for entry in self.table if entry)
         self.hint = 1  # no free cluster below
 
     # Blocks.
@@ -113,6 +118,10 @@ class Refcounts:
         """Whether so much has been changed that a checkpoint should make room."""
         return len(self.dirty) * 2 > self.capacity
 
+    def guard(self, clusters: Iterable[int]) -> None:
+        """These hold tables: should they be counted as free, they are not given out all the same."""
+        self._guarded.update(islice(clusters, max(0, MAX_GUARDED - len(self._guarded))))
+
     # Counts.
 
     def get(self, cluster: int) -> int:
@@ -143,6 +152,8 @@ class Refcounts:
             byte, shift = divmod(field * bits, 8)
             block[byte] = block[byte] & ~(((1 << bits) - 1) << shift) & 0xFF | value << shift
         self.dirty.add(index)
+        if not value:
+            self._guarded.discard(cluster)
 
     def raise_(self, cluster: int) -> None:
         """Count one reference more. Raises BlockError when the width of the counts does not allow it."""
@@ -180,7 +191,7 @@ class Refcounts:
         if (start + run) << self._header.cluster_bits > MAX_OFFSET:
             raise BlockError(Fault.NO_SPACE, f"{self._storage.name}: the format has no room for more clusters")
         for cluster in range(start, start + run):
-            if self._forbidden(cluster):
+            if cluster in self._guarded or self._forbidden(cluster):
                 self._damaged(f"cluster {cluster} is counted as free, but holds metadata")
         for cluster in range(start, start + run):
             self.set(cluster, 1)
@@ -299,6 +310,7 @@ class Refcounts:
         self._make_room()
         self._blocks[index] = bytearray(self._header.cluster_size)
         self.table[index] = cluster << self._header.cluster_bits
+        self.guard((cluster,))
         self.dirty.add(index)  # so that it is not dropped before it has been written
 
     def _write_block(self, index: int) -> None:

@@ -246,6 +246,29 @@ def test_table_that_makes_no_sense_marks_the_image_as_corrupt(table: str, tmp_pa
     again.close()
 
 
+@pytest.mark.parametrize("table", ["an L2 table", "a refcount block"])
+def test_table_that_is_counted_as_free_is_not_overwritten(table: str, tmp_path: Path) -> None:
+    path = make(tmp_path / "disk.qcow2")
+    image = opened(path)
+    put(image, b"x" * 65536, 0)
+    place = image.mapping.l2_offset(0) if table == "an L2 table" else image.refs.table[0]
+    block = image.refs.table[0]
+    image.close()
+    sound = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(block + (place >> 16) * 2)
+        file.write(bytes(2))
+    image = opened(path)
+    with pytest.raises(BlockError, match="counted as free, but holds metadata"):
+        for offset in range(1 << 20, 3 << 20, 65536):
+            put(image, b"y" * 65536, offset)
+    image.close()
+    assert path.read_bytes()[place : place + 2048] == sound[place : place + 2048] or table == "a refcount block"
+    again = opened(path, writing=False)
+    assert again.header.incompatible & CORRUPT
+    again.close()
+
+
 def test_flushes_and_writes_of_many_threads_do_not_lose_anything(tmp_path: Path) -> None:
     path = make(tmp_path / "disk.qcow2", cluster_size=4096)
     image = opened(path)

@@ -112,6 +112,29 @@ def test_cluster_that_holds_metadata_is_never_given_out(tmp_path: Path) -> None:
         refs.allocate(1)
 
 
+def test_table_that_is_counted_as_free_is_given_out_only_when_it_was_given_back(tmp_path: Path) -> None:
+    refs = counts(tmp_path, 16)
+    refs.set(3, 1)
+    refs.guard([3])
+    block = refs.block(0)
+    assert block is not None
+    block[6:8] = bytes(2)  # behind its back
+    refs.hint = 3
+    with pytest.raises(BlockError, match="counted as free, but holds metadata"):
+        refs.allocate(1)
+    block[7] = 1
+    assert refs.lower(3)
+    assert refs.allocate(1) == (3, 1)
+
+
+def test_guarded_tables_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iscsid_backends.qcow2_refcounts.MAX_GUARDED", 10)
+    refs = counts(tmp_path, 16)
+    refs.guard(range(100, 200))
+    refs.guard([300])
+    assert len(refs._guarded) == 10
+
+
 def test_blocks_in_memory_are_bounded_but_changed_ones_stay(tmp_path: Path) -> None:
     refs = counts(tmp_path, 64, capacity=2)
     refs.allocate(600, whole=True)
