@@ -299,6 +299,6 @@ def test_errno_says_what_went_wrong(disk: FakeDisk, storage: Storage, error: Ini
     assert errno_of(error) == number
     disk.failure = error
     with pytest.raises(OSError) as raised:
-        storage.read(0, 512)
+        storage.write(0, bytes(512))
     assert raised.value.errno == number
     assert raised.value.__cause__ is error
