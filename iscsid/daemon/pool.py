@@ -169,7 +169,7 @@ class Pool:
             if began and now - began > limit:
                 self._give_up(call, device, lane, now - began)
             elif not began and lane.hung and now - call.since > limit:
-                self._expire(call, BlockError(Fault.BUSY, "the device hangs"))
+                self._expire_unbegun(call, BlockError(Fault.BUSY, "the device hangs"))
         used = {call.device.device for call in self._watched if call.device is not None}
         for idle in [device for device, lane in self._lanes.items() if device not in used and not lane.hung]:
             del self._lanes[idle]
@@ -189,13 +189,24 @@ class Pool:
         with self._guard:
             waiting = list(lane.waiting)
         for other in waiting:
-            self._expire(other, BlockError(Fault.BUSY, "a write hangs in the device"))
+            self._expire_unbegun(other, BlockError(Fault.BUSY, "a write hangs in the device"))
+
+    def _expire_unbegun(self, call: _Call, error: Exception) -> None:
+        """BUSY says that nothing was done, so it is for a call that no thread has begun, nor ever will."""
+        with self._guard:
+            if call.began or call.expired:
+                return
+            call.expired = True
+        self._answer_early(call, error)
 
     def _expire(self, call: _Call, error: Exception) -> None:
         if not call.expired:
             call.expired = True
-            del self._watched[call]
-            self._report(call, None, error)
+            self._answer_early(call, error)
+
+    def _answer_early(self, call: _Call, error: Exception) -> None:
+        del self._watched[call]
+        self._report(call, None, error)
 
     def _settle(self, call: _Call) -> None:
         """A call of a device has come back from its thread, or never went there."""
@@ -297,11 +308,13 @@ class Pool:
         error: Exception | None = None
         lane = call.lane
         if lane is not None:
-            if call.expired:
+            with self._guard:
+                if not call.expired:
+                    call.began = time.monotonic()
+            if not call.began:
                 self._leave(lane)
                 self._finish(call, None, None)
                 return
-            call.began = time.monotonic()
         turn.begin(call.over)
         try:
             result = call.run()

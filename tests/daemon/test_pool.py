@@ -11,11 +11,13 @@ import time
 import weakref
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from iscsid.block.turn import pause
+from iscsid.daemon import pool as module
 from iscsid.daemon.pool import Pool
 from iscsid.errors import BlockError, Fault, ScsiError
 from iscsid.scsi.sense import Reason
@@ -428,6 +430,29 @@ def test_read_that_waits_for_a_device_that_hangs_is_busy_in_time(wide: Pool) -> 
     assert (len(heard), faults) == (3, [Fault.BUSY])
     slow.gate.set()
     until(lambda: wide.collect() or not wide.hung)
+
+
+def test_call_that_is_begun_at_that_moment_is_not_answered_as_if_it_never_was(
+    wide: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def monotonic() -> float:
+        if threading.current_thread().name.startswith("pool-"):
+            beginning.set()
+            looked.wait(0.5)  # not for ever: the loop may have to wait for this thread
+        return time.monotonic()
+
+    slow, heard, beginning, looked = Slow(), Heard(), threading.Event(), threading.Event()
+    wide.submit(slow.call(), Heard())
+    until(lambda: slow.inside == 1)
+    wide.expire(time.monotonic() + 1.5)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=monotonic))
+    wide.submit(slow.call(writes=True), heard)
+    assert beginning.wait(WAIT)
+    wide.expire(time.monotonic() + 5.0)
+    looked.set()
+    slow.gate.set()
+    until(lambda: wide.collect() or (heard and not wide.hung))
+    assert (slow.inside, heard) == (2, [("done", None)])
 
 
 def test_jobs_have_more_patience_and_no_limit_is_none(wide: Pool) -> None:
