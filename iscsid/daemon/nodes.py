@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -364,15 +364,29 @@ def _open_lun(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: dict[Gu
         raise NodeError(f"{target.name} LUN {lun.lun}: {words}") from error
 
 
-def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: dict[Guarded, RangeLock]) -> LogicalUnit:
-    options = boot.prepared.get((target.name, lun.lun), lun.options)
-    role = "readonly" if lun.readonly else "owner" if target.name in boot.owners else "worker"
+def open_stack(
+    boot: WorkerBoot, target: str, lun: LunSpec, between: Callable[[Device], Device] | None = None
+) -> Device:
+    """Open the medium of a LUN, and all layers over it; ``between`` answers what these lie on. What it raises is a
+    stranger's; nothing is left open."""
+    options = boot.prepared.get((target, lun.lun), lun.options)
+    role = "readonly" if lun.readonly else "owner" if target in boot.owners else "worker"
     under = boot.plugins.role_under([layer.layer for layer in lun.layers], role)
     device = boot.plugins.open(lun.backend, options, under)
     try:
+        device = device if between is None else between(device)
         plain = tuple((layer.layer, layer.options) for layer in lun.layers)
-        for name, values in boot.layers.get((target.name, lun.lun), plain):
+        for name, values in boot.layers.get((target, lun.lun), plain):
             device = boot.plugins.wrap(device, name, values)
+        return device
+    except Exception:
+        _discard(device)
+        raise
+
+
+def _open_unit(boot: WorkerBoot, target: TargetSpec, lun: LunSpec, locks: dict[Guarded, RangeLock]) -> LogicalUnit:
+    device = open_stack(boot, target.name, lun)
+    try:
         guarded = Guarded(device, block_size=lun.block_size, readonly=lun.readonly)
         if guarded.size >> 64:
             raise BlockError(Fault.INVALID, "larger than an initiator can address")

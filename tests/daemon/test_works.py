@@ -8,11 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from worker_kit import MemoryDevice
 
 from iscsid.daemon.boot import WorkerBoot
 from iscsid.daemon.works import ANSWER_LIMIT, perform, within
+from iscsid.errors import PluginError
+from iscsid.plugin import Device
 from iscsid.shared.messages import MAX_MESSAGE, Work, Worked, encode
-from iscsid.specs import LunSpec, ServerSpec, TargetSpec
+from iscsid.specs import LayerSpec, LunSpec, ServerSpec, TargetSpec
 
 
 class Plugins(SimpleNamespace):
@@ -21,7 +24,19 @@ class Plugins(SimpleNamespace):
     def __init__(self) -> None:
         verbs = tuple(SimpleNamespace(name=name) for name in ("resize", "snapshot"))
         backends = {"sized": SimpleNamespace(verbs=()), "image": SimpleNamespace(verbs=verbs)}
-        super().__init__(log=[], backends=backends)
+        super().__init__(log=[], backends=backends, smallest=0)
+
+    def role_under(self, layers: Any, role: str) -> str:
+        return role
+
+    def open(self, backend: str, options: Mapping[str, Any], role: str) -> MemoryDevice:
+        self.opened = MemoryDevice()
+        return self.opened
+
+    def wrap(self, device: Device, layer: str, options: Mapping[str, Any]) -> Device:
+        if device.size < self.smallest:
+            raise PluginError(layer, "too small")
+        return device
 
     def implements(self, backend: str, hook: str) -> bool:
         return backend == "sized" and hook == "iscsid_resize"
@@ -36,7 +51,7 @@ class Plugins(SimpleNamespace):
 
 
 def boot(plugins: Any) -> WorkerBoot:
-    luns = (LunSpec(0, "sized", {"size": 1}), LunSpec(1, "image", {"path": "/x"}))
+    luns = (LunSpec(0, "sized", {"size": 1}, layers=(LayerSpec("part", {}),)), LunSpec(1, "image", {"path": "/x"}))
     return WorkerBoot(0, ServerSpec(targets=(TargetSpec("disk", luns),)), plugins, {("disk", 0): {"claim": 9}})
 
 
@@ -72,3 +87,15 @@ def test_long_answer_is_cut_and_says_by_how_much() -> None:
 
 def test_short_answer_is_whole() -> None:
     assert json.loads(within({"snapshots": [1, 2]})) == {"snapshots": [1, 2]}
+
+
+def test_medium_is_not_cut_where_its_layers_would_not_fit() -> None:
+    plugins = Plugins()
+    plugins.smallest = 4096
+    for size, shrink in ((4096, True), (512, False)):
+        perform(boot(plugins), Work(1, "disk", 0, "resize", json.dumps({"size": size, "shrink": shrink})))
+    assert plugins.opened.log == ["close"]
+    plugins.log.clear()
+    with pytest.raises(PluginError, match="too small"):
+        perform(boot(plugins), Work(1, "disk", 0, "resize", json.dumps({"size": 512, "shrink": True})))
+    assert plugins.opened.log == ["close"] and plugins.log == []

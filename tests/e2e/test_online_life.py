@@ -301,6 +301,9 @@ def test_layers_that_keep_data_and_those_that_do_not(start: StartServer, connect
     for verb, keys in (("snapshot", {"action": "apply", "name": "then"}), ("resize", {"size": 2 * SIZE})):
         assert "its layer cow keeps" in lun(server, verb, **keys)["problems"][0]
     assert over.read(0, 512) == b"over" * 128 and not over.attentions
+    refused = lun(server, "resize", 1, size=4 << 20, shrink=True)
+    assert "offset" in refused["problems"][0] and part.size() == 4 << 20
+    done(server, "resize", 1, size=5 << 20, shrink=True)
     part.write(0, b"then" * 128)
     done(server, "snapshot", 1, action="create", name="then")
     part.write(0, b"now." * 128)
