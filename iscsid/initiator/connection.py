@@ -9,6 +9,7 @@ What is done once per command is written flat on purpose: ``start`` and ``receiv
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Any, Final
@@ -63,6 +64,7 @@ from iscsid.wire.pdu import (
 RECEIVE_BUFFER: Final = 1 << 20  # one system call takes many answers; more no longer fits the processor's cache
 LEND_FROM: Final = 16384  # shorter data is copied into the outbox: an iovec costs more than the copy
 TEXT_ANSWER_LIMIT: Final = 4 << 20  # bytes of one answer to SendTargets: some 20 000 targets
+STRAYS: Final = 1024  # aborted tasks whose late answers are passed over: as many as may be in flight, and more
 _PAIR_LIMIT: Final = 1 << 16
 
 # SCSI Command without AHS: opcode and flags, data segment length, LUN, tag, EDTL, CmdSN, ExpStatSN, CDB
@@ -145,7 +147,8 @@ class InitiatorConnection:
         self._ended = ended
         self._tag = 0
         self._texts: dict[int, bytearray] = {}
-        self._aborted: set[int] = set()  # tags of aborted tasks, of which some targets still send an answer
+        # Tags of aborted tasks, of which some targets still send an answer.
+        self._aborted: deque[int] = deque(maxlen=STRAYS)
         self._plain = True  # no digests
         self._header_digest = self._data_digest = False
         self._segment = self._immediate_limit = self._unsolicited_limit = 0
@@ -292,7 +295,7 @@ class InitiatorConnection:
         if pdu.response == TmfResponse.FUNCTION_COMPLETE:
             for task in self._covered(request):
                 if self.tasks.pop(task.tag, None) is not None:
-                    self._aborted.add(task.tag)
+                    self._aborted.append(task.tag)
                     task.error = CommandAborted(f"aborted by {TmfFunction(request.function).name.replace('_', ' ')}")
                     self._ended(task)
         self._ended(request)
@@ -430,7 +433,7 @@ class InitiatorConnection:
 
     def forget(self, task: Task) -> None:
         """Pass over whatever still comes for a task that is over."""
-        self._aborted.add(task.tag)
+        self._aborted.append(task.tag)
 
     def ping(self) -> None:
         """Ask whether the target is alive; ``pinged`` stays true until it answers."""

@@ -12,7 +12,7 @@ from initiator_pair import World
 from target_rig import DEVICES
 
 from iscsid.errors import InitiatorError, RemoteProtocolError
-from iscsid.initiator.connection import InitiatorConnection
+from iscsid.initiator.connection import STRAYS, InitiatorConnection
 from iscsid.initiator.task import Management, Task, TextExchange
 from iscsid.session.login import InitiatorLogin
 from iscsid.wire.const import FINAL, OVERFLOW, STATUS, UNDERFLOW, RejectReason
@@ -148,6 +148,17 @@ def test_sense_length_beyond_the_segment_ends_the_connection(world: World) -> No
     task = world.submit(world.unit.read(0, memoryview(bytearray(512))))
     with pytest.raises(RemoteProtocolError):
         say(world, ScsiResponse(status=2, initiator_task_tag=task.tag, data=b"\x00\xff\x70\x00"))
+
+
+def test_aborted_tasks_are_remembered_for_a_while_only(world: World) -> None:
+    connection = world.session.connection
+    assert connection is not None
+    for number in range(3 * STRAYS):
+        task = Task(world.unit.field, bytes(16))
+        task.tag = 1000 + number
+        connection.forget(task)
+    say(world, ScsiResponse(initiator_task_tag=1000 + 3 * STRAYS - 1))
+    assert len(connection._aborted) == STRAYS
 
 
 def test_reject_of_a_command_fails_it_and_ends_the_connection(world: World) -> None:
