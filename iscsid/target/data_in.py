@@ -86,8 +86,10 @@ class DataInQueue:
         ready = self._ready
         outbox = self._connection.outbox
         while ready and outbox.queued < QUEUE_LIMIT:
-            if not self._advance(ready[0]):
-                ready.popleft()
+            # Taken out first: at its end another may begin, and come here in the middle of it.
+            task = ready.popleft()
+            if self._advance(task):
+                ready.appendleft(task)
 
     def _advance(self, task: ReadTask) -> bool:
         """Send one PDU of ``task``; return whether it has more to send now."""

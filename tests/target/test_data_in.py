@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from target_rig import BLOCK, CHECK_CONDITION, DEVICES, GOOD, Inline, Lending, Memory, Nowait, Session, pattern
+from target_rig import BLOCK, CHECK_CONDITION, DEVICES, GOOD, Inline, Lending, Memory, Nowait, Session, pattern, raw_lun
 
 from iscsid.errors import BlockError, Fault
 from iscsid.scsi.sense import Reason
@@ -283,3 +283,16 @@ def test_device_that_fails_in_view_answers_like_others() -> None:
     session.device.bad, session.device.error = 0, ValueError("closed")
     session.read(1, 0, 8)
     assert session.outcome(1).reason is Reason.INTERNAL_TARGET_FAILURE
+
+
+@pytest.mark.parametrize("second", [0, 1])
+def test_read_that_begins_when_another_ends_disturbs_nothing(second: int) -> None:
+    """Who waits for the end of a task may let others begin, in the middle of sending."""
+    session = Session(Memory(), more=[Inline()])
+    session.read(1, 0, 8)
+    task = session.engine.tasks.get(1)
+    assert task is not None
+    task.when_ended(lambda: session.read(2, 0, 1024, lun=raw_lun(second)))
+    assert len(session.outcome(1).data) == 4096
+    assert len(session.outcome(2).data) == 524288
+    session.assert_idle()
