@@ -306,6 +306,8 @@ class Compare(Pass):
 
     def run(self) -> None:
         """Do it. Raises Differs, Interrupted, EndError and InitiatorError."""
+        self.source.drop_cache()
+        self.destination.drop_cache()
         extents: Iterable[Extent] = self.everything()
         if self.sparse:  # what both ends say is zeros need not be read
             extents = heapq.merge(self.source.extents(), self.destination.extents(), key=lambda extent: extent.offset)

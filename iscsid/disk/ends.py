@@ -7,6 +7,7 @@ read-ahead and write-behind. What fails raises EndError or InitiatorError.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -80,6 +81,9 @@ class End(Protocol):
 
     def flush(self) -> None:
         """Return when all writes that are finished are on the medium."""
+
+    def drop_cache(self) -> None:
+        """Have this host forget what it knows of the content, which is flushed: the next reads ask the medium."""
 
     def check_size(self) -> None:
         """Raise EndError where its size is not ``size`` any more."""
@@ -166,6 +170,10 @@ class FileEnd:
         except OSError as error:
             raise EndError(f"{self.name}: cannot be flushed: {error.strerror}") from error
 
+    def drop_cache(self) -> None:
+        with contextlib.suppress(OSError):  # not every file system has that
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def check_size(self) -> None:
         size = os.lseek(self.fd, 0, os.SEEK_END)
         if size != self.size:
@@ -231,6 +239,9 @@ class LunEnd:
         except SenseError as error:
             if error.key != SenseKey.ILLEGAL_REQUEST:  # there is no such command: there is no cache either
                 raise
+
+    def drop_cache(self) -> None:
+        """This host keeps nothing of it."""
 
     def check_size(self) -> None:
         size = self.disk.capacity().size

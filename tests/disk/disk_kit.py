@@ -106,6 +106,9 @@ class MemoryEnd:
         assert not self._in_flight, "what is in flight is not covered by a flush"
         self.durable = bytes(self.content)
 
+    def drop_cache(self) -> None:
+        self.calls.append(("drop cache", 0, 0))
+
     def check_size(self) -> None:
         if len(self.content) != self.size:
             raise EndError(f"{self.name} has {len(self.content)} bytes now, it had {self.size}")

@@ -328,6 +328,12 @@ def test_last_block_of_the_destination_may_be_padded() -> None:
     Compare(MemoryEnd(b"a" * 100), MemoryEnd(b"a" * 100 + b"z" * 28, block_size=32)).run()
 
 
+def test_comparison_does_not_read_what_this_host_remembers() -> None:
+    source, destination = MemoryEnd(b"abc" * 20), MemoryEnd(b"abc" * 20)
+    Compare(source, destination).run()
+    assert source.calls[0] == destination.calls[0] == ("drop cache", 0, 0)
+
+
 def test_comparison_stops_when_asked() -> None:
     with pytest.raises(Interrupted):
         Compare(MemoryEnd(SPARSE), MemoryEnd(SPARSE), stop=lambda: True).run()

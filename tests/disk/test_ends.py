@@ -96,6 +96,15 @@ def test_zeros_are_written_where_no_hole_can_be_made(tmp_path: Path, monkeypatch
     assert (tmp_path / "new").read_bytes() == b"xxx" + bytes(2 * MIB) + b"x" * (MIB - 3)
 
 
+def test_cache_of_a_file_is_dropped(sparse_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: asked.append(arguments))
+    end = destination_file(sparse_file, 10, force=True)
+    end.drop_cache()
+    assert asked == [(end.fd, 0, 0, os.POSIX_FADV_DONTNEED)]
+    end.close()
+
+
 def test_file_that_becomes_shorter_is_told(sparse_file: Path) -> None:
     end = open_source(str(sparse_file), depth=1)
     os.truncate(sparse_file, 10)
