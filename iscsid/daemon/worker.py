@@ -292,8 +292,8 @@ class Worker:
         try:
             link = Link(sock, connect, time.monotonic(), self)
             link.claimed = claimed
-            link.engine = self._engine_for(link)
             self._epoll.register(fd, READ)
+            link.engine = self._engine_for(link)
         except OSError as error:
             log.warning("%s: the connection cannot be taken: %s", connect.peer, error)
             sock.close()

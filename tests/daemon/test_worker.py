@@ -297,6 +297,28 @@ def test_socket_that_is_no_tcp_connection_is_closed_and_the_claim_given_back(wor
         assert ours.recv(1) == b""
 
 
+def test_connection_that_the_loop_cannot_watch_is_closed_and_forgotten(worker: Running) -> None:
+    class Full:
+        """An epoll at the limit of what the system lets one user watch."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(watched, name)
+
+        def register(self, *_arguments: Any) -> None:
+            raise OSError(errno.ENOSPC, "no more watches")
+
+    worker.wait_for(Ready)
+    watched, worker.worker._epoll = worker.worker._epoll, Full()  # type: ignore[assignment]
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener, socket.create_connection(listener.getsockname()) as ours:
+        worker.channel.send(Connect(4, NAME, 1, TARGET, "peer", "portal"), listener.accept()[0].detach())
+        worker.wait_for(SessionClosed, tsih=4)
+        assert ours.recv(1) == b""
+    assert not worker.worker.guests()
+    worker.worker._epoll = watched
+    worker.log_in(5)
+
+
 # --- one nexus, one session -------------------------------------------------------------------------------------------
 
 
