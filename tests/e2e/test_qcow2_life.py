@@ -34,14 +34,15 @@ from iscsid.initiator.commands import Provisioning
 from iscsid.initiator.disk import Disk
 from iscsid.initiator.task import Task
 
-OPERATIONS = int(os.environ.get("ISCSID_QCOW2_OPERATIONS", "40"))  # on each kind of image; 10000 before a release
+OPERATIONS = int(os.environ.get("ISCSID_QCOW2_OPERATIONS", "30"))  # on each kind of image; 10000 before a release
 STEPS = 250  # of one life at most: what Hypothesis can choose in one go
 MAX_SIZE = 6 << 20
 MAX_SNAPSHOTS = 3
 #: Bytes of an UNMAP and of a WRITE SAME at most: those may touch all of the disk.
 LONG = 4 << 20
 
-pytestmark = [pytest.mark.judge("qemu-img"), pytest.mark.timeout(120 + OPERATIONS // 4)]
+# Hypothesis takes up to five minutes to make what failed short.
+pytestmark = [pytest.mark.judge("qemu-img"), pytest.mark.timeout(480 + OPERATIONS // 4)]
 
 places = st.integers(0, MAX_SIZE // SECTOR - 1)
 lengths = st.sampled_from([1, 1, 2, 7, 8, 8, 16, 127, 128, 129, 256, 700])  # sectors
