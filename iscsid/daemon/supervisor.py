@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 PIDFILE_NAME: Final = "server.pid"
 TICK: Final = 1.0  # seconds between two looks at what no event tells
+AWAY: Final = 1.0  # seconds in one turn, from which on others may have waited for us
 STOP_SHARE: Final = 0.8  # of stop_timeout is the workers' own; the rest is for their flushing and going
 COPY_KEY_SIZE: Final = 32  # bytes of the key for tokens of copies: that of the hash
 SPARE_UNITS: Final = 4096  # that may come while the server runs: room for their figures, not taken before
@@ -147,6 +148,7 @@ class Supervisor:
         self._make_signals = signals
         self._code = OK
         self._next_tick = self.began
+        self._away = False
         self._stop_at: float | None = None
         self._accepting = False
         count = spec.workers or len(os.sched_getaffinity(0))
@@ -248,9 +250,14 @@ class Supervisor:
     def _turn(self) -> None:
         """One round of the loop."""
         events = self.selector.select(self._patience(time.monotonic()))
+        woken = time.monotonic()
         for key, mask in sorted(events, key=lambda event: not self.fleet.owns(event[0].fd)):
             key.data(mask, time.monotonic())
         now = time.monotonic()
+        # After a turn that took long, what came meanwhile is heard before anybody is found to be late.
+        self._away = not self._away and now - woken > AWAY
+        if self._away:
+            return
         self.doorman.expire(now)
         self.reports.expire(now)
         self.arbiter.expire(now)

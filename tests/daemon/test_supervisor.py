@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from iscsid.daemon.supervisor import FAILED, OK
+from iscsid.daemon import supervisor as module
+from iscsid.daemon.supervisor import FAILED, OK, Supervisor
 from iscsid.errors import PluginError
 from iscsid.specs import PortalSpec
 
@@ -369,3 +370,30 @@ def test_record_of_a_killed_worker_does_not_hang_the_logs_of_the_next(start: Sta
     status = server.until(lambda status: status["workers"][0]["state"] == "ready")
     assert server.stop() == OK
     assert f"worker-0 INFO hello from worker 0, pid {status['workers'][0]['pid']}" in server.log
+
+
+def test_what_came_in_a_long_turn_is_heard_before_anybody_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload prepares media in the loop; logins and answers of workers lie in their sockets meanwhile."""
+    clock, told = [0.0], []
+
+    def prepare(_mask: int, _now: float) -> None:
+        told.append("reload")
+        clock[0] += 30.0
+
+    turns = [
+        [(SimpleNamespace(fd=1, data=prepare), 1)],
+        [(SimpleNamespace(fd=2, data=lambda *_: told.append("login")), 1)],
+    ]
+    expiring = SimpleNamespace(expire=lambda now: told.append("expire"))
+    quiet = SimpleNamespace(expire=lambda now: None)
+    loop = SimpleNamespace(
+        selector=SimpleNamespace(select=lambda patience: turns.pop(0)),
+        fleet=SimpleNamespace(owns=lambda fd: False, tick=lambda now, timeout: None),
+        doorman=expiring, reports=quiet, arbiter=quiet, reloader=quiet,
+        spec=SimpleNamespace(worker_timeout=30.0),
+        _patience=lambda now: 0.0, _stop_at=None, _next_tick=1000.0, _away=False,
+    )  # fmt: skip
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for _ in range(2):
+        Supervisor._turn(loop)  # type: ignore[arg-type]
+    assert told == ["reload", "login", "expire"]
