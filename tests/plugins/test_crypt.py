@@ -88,6 +88,25 @@ def test_image_of_qemu_is_read_and_what_we_write_is_read_by_qemu(
     assert out.read_bytes() == data[:8192] + b"ours" * 1024 + data[12288:]
 
 
+@pytest.mark.judge("cryptsetup")
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_what_cryptsetup_encrypts_is_read(tmp_path: Path, judge: Judge, sector: int, all_plugins: Plugins) -> None:
+    """Its sectors, however long, are numbered by 512 bytes, and its key is in a header of its own."""
+    key, image = tmp_path / "key", tmp_path / "image"
+    key.write_bytes(PASSPHRASE)
+    key.chmod(0o600)
+    data = random.Random(2).randbytes(1 << 20)
+    image.write_bytes(data + bytes(33 << 20))  # cryptsetup takes the room for its header from the end
+    command = [judge("cryptsetup"), "reencrypt", "--encrypt", "-q", "--type", "luks2", "--reduce-device-size", "32M"]
+    command += ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--sector-size", str(sector)]
+    subprocess.run([*command, "--key-file", str(key), str(image)], check=True, capture_output=True)
+    below = all_plugins.open("file", {"path": str(image), "readonly": True})
+    device = all_plugins.wrap(below, "crypt", {"key_file": str(key)})
+    assert read(device, 0, len(data)) == data
+    assert read(device, len(data), 65536) == bytes(65536)
+    device.close()
+
+
 class Large(Recorder):
     size = 18 << 20
 
