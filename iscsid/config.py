@@ -311,7 +311,8 @@ class _Reader:
             if len(self.problems) == before:
                 self.claim(place, spec)
             # Initiators take two paths with one serial number for one disk and spread their writes over both.
-            medium = (spec.backend, spec.options) if "path" in spec.options else place
+            has_medium = spec.options.keys() & {"path", "members"}
+            medium = (spec.backend, spec.options) if has_medium else place
             other, other_medium = serials.setdefault(spec.serial, (place, medium))
             if medium != other_medium:
                 self.complain(place, "serial", f"{spec.serial} is the serial number of {other} too, another disk")
@@ -335,6 +336,8 @@ class _Reader:
             table = where if claim.layer < 0 else f"{where}.layers[{claim.layer}]"
             others = self.claims.setdefault(claim.medium, [])
             for other, place, serial in others:
+                if place == where and claim.part and other.part:
+                    continue  # whoever has all of it to itself may have its parts, too
                 if claim.excludes(other, serial == spec.serial and place != where):
                     self.complain(table, claim.key, f"{claim.member}{_conflict(claim, other, place, where)}")
                     break

@@ -671,6 +671,39 @@ def test_one_disk_of_two_targets_is_taken_where_several_processes_may_have_it(tm
     assert problem.reason.endswith("already, and only one LUN can have it")
 
 
+def test_parts_of_one_medium_may_be_in_one_unit_whoever_has_it(tmp_path: Path) -> None:
+    """A mirror has its legs to itself, and so has the disk that it is in: other parts of theirs may be in that, too."""
+    (tmp_path / "mirrors").mkdir()
+    first, second, third = (
+        {"backend": "file", "path": str(tmp_path / name), "size": "2 MiB", "layers": [{"layer": "offset", **part}]}
+        for name, part in (
+            ("a", {"size": "1 MiB"}),
+            ("b", {"size": "1 MiB"}),
+            ("a", {"offset": "1 MiB", "size": "1 MiB"}),
+        )
+    )
+    mirror = {"backend": "mirror", "members": [first, second], "state": str(tmp_path / "mirrors" / "m")}
+    disk = {"lun": 0, "backend": "concat", "members": [mirror, third]}
+    config.read({"target": [{"name": "iqn.2026-11.org.iscsid:a", "lun": [disk]}]})
+    with pytest.raises(ConfigError, match="only one LUN can have it"):
+        config.read({"target": [{"name": "iqn.2026-11.org.iscsid:a", "lun": [disk, {"lun": 1, **third}]}]})
+
+
+def test_members_of_one_disk_are_the_same_on_all_its_paths(tmp_path: Path) -> None:
+    def disk(name: str) -> dict[str, Any]:
+        members = [{"backend": "file", "path": str(tmp_path / file), "size": "1 MiB"} for file in ("a", name)]
+        return {"lun": 0, "backend": "concat", "members": members, "serial": "ONE"}
+
+    def targets(*names: str) -> dict[str, Any]:
+        return {
+            "target": [{"name": f"iqn.2026-11.org.iscsid:{at}", "lun": [disk(name)]} for at, name in enumerate(names)]
+        }
+
+    assert len(config.read(targets("b", "b"))[0].targets) == 2
+    with pytest.raises(ConfigError, match="another disk"):
+        config.read(targets("b", "c"))
+
+
 def test_medium_that_a_unit_has_twice_is_refused(tmp_path: Path) -> None:
     legs = '[{ backend = "file", path = "DIR/disk" }, { backend = "file", path = "DIR/link" }]'
     (problem,) = served(tmp_path, f'backend = "mirror"\nstate = "DIR/state"\nmembers = {legs}')

@@ -3,6 +3,7 @@
 An extent becomes the back end ``block`` or ``file``, by what is at its path, and is seen through the layer ``offset``
 where it is a part of that. RAID0 becomes ``concat``, RAID1 ``mirror``. Files are made as large as all extents of
 targets that may write to them ask for: two extents may share one file, and the second begin where the first ends.
+What several targets have is one disk on several paths, with one serial number.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -108,11 +110,13 @@ def networks(mask: netmask.Netmask) -> list[str] | None:
 
 
 class _Converter:
-    """One file. ``_ends`` holds, by path, how long a file has to be for all who may write to it."""
+    """One file. ``_ends`` holds, by path, how long a file has to be for all who may write to it; ``_targets``, by what
+    ``_disk`` says, how many have it."""
 
     def __init__(self, file: TargetsFile, settings: Settings) -> None:
         self._settings = settings
         self._ends: dict[str, int] = {}
+        self._targets = Counter(_disk(target.storage) for target in file.targets.values())
         for target in file.targets.values():
             for extent in () if target.readonly else extents(target.storage):
                 path = os.path.abspath(extent.path)
@@ -128,6 +132,8 @@ class _Converter:
         }
         if target.readonly:
             lun["readonly"] = True
+        if self._targets[disk := _disk(target.storage)] > 1:
+            lun["serial"] = hashlib.sha256(disk.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         table: Table = {"name": target.full_name(self._settings.iqn)}
         if (guests := networks(target.mask)) is not None:
             table["networks"] = guests
@@ -164,6 +170,13 @@ class _Converter:
         word = "".join(char if char.isalnum() else "_" for char in device.name)[:64]
         name = f"{word}-{hashlib.sha256(legs.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
         return os.path.join(self._settings.state_dir, MIRRORS, name)
+
+
+def _disk(storage: Storage) -> str:
+    """Words that are the same for two storages exactly where they are one disk, whatever they are called."""
+    if isinstance(storage, Extent):
+        return f"{os.path.abspath(storage.path)}\0{storage.offset}\0{storage.length}"
+    return f"({storage.level}\0{chr(0).join(map(_disk, storage.members))})"
 
 
 def has_mirror(storages: Sequence[Storage]) -> bool:

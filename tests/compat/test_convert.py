@@ -47,6 +47,23 @@ def test_two_extents_of_one_file_are_parts_of_it(tmp_path: Path) -> None:
     assert second["layers"] == [{"layer": "offset", "offset": 1 << 20, "size": 2 << 20}]
 
 
+def test_what_several_targets_have_is_one_disk_with_one_serial_number(tmp_path: Path) -> None:
+    text = (
+        "extent0 @/a 0 1MB\nextent1 @/a 0 1MB\nextent2 @/a 1048576 1MB\nextent3 @/b 0 1MB\n"
+        "device0 RAID0 extent2 extent3\ntarget0 rw extent0 any\ntarget1 ro extent1 10/8\ntarget2 rw extent2 any\n"
+    )
+    first, second, third = (table["lun"][0] for table in tables(text, tmp_path))
+    assert len(first["serial"]) == 16 and first["serial"] == second["serial"]
+    assert "serial" not in third, "that of a target of its own stays as it was"
+    again, *_ = tables(text, tmp_path)
+    assert again["lun"][0]["serial"] == first["serial"]
+    first, second = (table["lun"][0] for table in tables(text.partition("target0")[0] + DEVICES, tmp_path))
+    assert first["backend"] == "concat" and first["serial"] == second["serial"]
+
+
+DEVICES = "target0 rw device0 any\ntarget1 rw device0 any\n"
+
+
 def test_part_of_a_larger_file_is_cut_by_a_layer_and_the_file_is_not(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(1 << 20))
     (table,) = tables("extent0 @/a 0 4k\ntarget0 rw extent0 any\n", tmp_path)

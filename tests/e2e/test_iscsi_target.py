@@ -152,10 +152,11 @@ def test_wrong_files_are_told_with_line_and_reason(daemon: Callable[..., Daemon]
     assert not server.pid_file.exists()
 
 
-def test_port_that_is_taken_is_told_to_the_shell(daemon: Callable[..., Daemon]) -> None:
+def test_port_that_is_taken_is_told_to_the_shell(daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     server = daemon()
     assert server.start().returncode == 0
     pid = server.pid
+    server.targets.write_text(f"extent0 {tmp_path}/another 0 1MB\ntarget0 rw extent0 any\n")
     words = ["-p", server.portal.rpartition(":")[2], "--runtime-dir", f"{server.runtime_dir}/other"]
     family = server.family
     done = server.start(*words)
@@ -204,6 +205,26 @@ def test_raid0_concatenates_and_offsets_hold(daemon: Callable[..., Daemon], tmp_
     server.stop()
     assert (tmp_path / "a").read_bytes() == bytes(4096) + b"\1" * (1 << 20)
     assert (tmp_path / "b").read_bytes() == bytes(8192) + b"\2" * (2 << 20)
+
+
+@pytest.mark.judge("qemu-io")
+def test_extents_of_one_file_and_targets_of_one_extent_are_served(
+    daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    """A mirror, one leg of which lies in a file that another extent has a part of, too; and one disk by two names."""
+    server = daemon(
+        "extent0 /tmp/a 0 1MB\nextent1 /tmp/b 0 1MB\nextent2 /tmp/a 1048576 1MB\nextent3 /tmp/c 0 1MB\n"
+        "device0 RAID1 extent0 extent1\ndevice1 RAID0 device0 extent2\n"
+        "target0 rw device1 any\ntarget1 rw extent3 any\ntarget2 rw extent3 any\n"
+    )
+    assert server.start().returncode == 0
+    run_qemu_io(server.url(), "write -P 1 0 1M", "write -P 2 1M 1M", "flush")
+    one, other = (server.url(NAME.replace("target0", name)) for name in ("target1", "target2"))
+    run_qemu_io(one, "write -P 3 0 64k", "flush")
+    run_qemu_io(other, "read -P 3 0 64k")
+    server.stop()
+    assert (tmp_path / "a").read_bytes() == b"\1" * (1 << 20) + b"\2" * (1 << 20)
+    assert (tmp_path / "b").read_bytes() == b"\1" * (1 << 20)
 
 
 @pytest.mark.judge("qemu-io")
