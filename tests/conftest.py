@@ -9,8 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for helpers.py
+
+# How long an example takes, or its making, says how busy the machine is.
+settings.register_profile("iscsid", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("iscsid")
 
 SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")  # not in everybody's PATH, but tgtd, istgt and losetup live there
 
