@@ -122,6 +122,7 @@ class InitiatorSession:
         self._now = 0.0
         self._heard = 0.0
         self._look_at = 0.0
+        self._pinged_at = 0.0
         self._shut_since: float | None = None  # with nothing under way that could open the window
         self._ask_at = 0.0
         self._login_deadline = 0.0
@@ -421,6 +422,7 @@ class InitiatorSession:
             self._drop_waiting(lambda: CommandTimeout(f"the target takes no commands for {self.options.timeout:g} s"))
         elif not connection.pinged and now >= self._ask_at:
             self._ask_at = now + LOOK_EVERY
+            self._pinged_at = now
             connection.ping()
 
     def _maybe_leave(self, connection: InitiatorConnection, now: float) -> None:
@@ -477,8 +479,9 @@ class InitiatorSession:
             return
         silent = now - self._heard
         if not connection.pinged and silent >= self.options.ping_interval:
+            self._pinged_at = now
             connection.ping()
-        elif connection.pinged and silent >= self.options.ping_interval + self.options.ping_timeout:
+        elif connection.pinged and min(silent, now - self._pinged_at) >= self.options.ping_timeout:
             self.lost(ConnectionFailed(f"the target has been silent for {silent:.0f} seconds"), now)
 
     def _resume(self, now: float) -> None:

@@ -419,6 +419,19 @@ def test_silent_target_is_pinged_and_then_given_up() -> None:
     assert world.session.connection is None
 
 
+def test_target_has_its_time_for_a_ping_also_when_we_were_away_for_long() -> None:
+    """A laptop sleeps, a virtual machine is stopped for a while: the target knows nothing of that."""
+    world = World(ping_interval=10.0, ping_timeout=5.0).know()
+    world.later(3600.0)
+    world.later(4.0)
+    assert world.session.connection is not None
+    world.run()
+    assert not world.session.connection.pinged
+    world.later(10.0)
+    world.later(5.0)
+    assert world.session.connection is None
+
+
 # --- time-outs and task management ------------------------------------------------------------------------------------
 
 
