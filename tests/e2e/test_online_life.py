@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import psutil
 import pytest
 from e2e_initiator import Closed, Initiator
 from e2e_qcow2 import assert_sound, run
-from e2e_server import TARGET, Server, wait_until
+from e2e_server import TARGET, Server, run_qemu_io, wait_until
 
 from iscsid.daemon.control import ask
 
@@ -221,6 +222,33 @@ def test_twenty_snapshots_hold_what_was_there(start: StartServer, connect: Conne
         assert found == [max((newest - slot) // slots * slots + slot, 0) for slot in range(slots)]
         done(server, "snapshot", action="delete", name=name)
     assert not done(server, "snapshot", action="list")["snapshots"]
+    assert server.stop() == 0
+    assert_sound(path)
+
+
+def test_qemu_writes_on_while_its_disk_grows_and_snapshots_come_and_go(start: StartServer, tmp_path: Path) -> None:
+    path = image(tmp_path)
+    server = start([{"backend": "qcow2", "path": path, "layers": STACKS["write-back"]}])
+    options = ["-f", "raw", "-w", "--pattern=90", "-c", "20000", "-d", "16", "-s", "4096", "-S", "4096"]
+    bench = subprocess.Popen(
+        ["qemu-img", "bench", *options, server.url()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        rounds = 0
+        wait_until(server.sessions, "QEMU has logged in")
+        while bench.poll() is None and rounds < 20:
+            done(server, "snapshot", action="create", name="x")
+            done(server, "snapshot", action="delete", name="x")
+            if rounds == 1:
+                done(server, "resize", size=2 * SIZE)
+            rounds += 1
+        said, _ = bench.communicate(timeout=120)
+    finally:
+        bench.kill()
+        bench.wait()
+    assert bench.returncode == 0, said.decode()
+    assert rounds > 1
+    run_qemu_io(server.url(), f"read -P 90 0 {SIZE}")
     assert server.stop() == 0
     assert_sound(path)
 
