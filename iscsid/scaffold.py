@@ -89,7 +89,7 @@ class Disk(Device):
 @hookimpl
 def iscsid_backend_info() -> BackendInfo:
     options = (
-        Option("path", "path", required=True, doc="the file"),
+        Option("path", "path", required=True, doc="the file", medium=True),
         Option("size", "size", required=True, minimum=512, doc="of the disk"),
     )
     return BackendInfo("$name", "a disk in a file", options, api=$api)
