@@ -30,7 +30,7 @@ from iscsid.target.data_out import DataOutCollector, WriteTask, announces_data
 from iscsid.target.logout import Logout
 from iscsid.target.management import TaskManager
 from iscsid.target.meter import Meter
-from iscsid.target.node import Nexus, Seat, TargetNode
+from iscsid.target.node import Nexus, Seat, TargetNode, tell_renewed
 from iscsid.target.order import NOT_SIMPLE, TaskOrder
 from iscsid.target.task import Authority, HeldTask, Submit, Task, TaskSet, when_all_ended
 from iscsid.target.textual import TextExchange
@@ -288,27 +288,25 @@ class Engine:
         seats = self.node.seats(parameters.initiator_name, parameters.isid, parameters.target_portal_group_tag)
         nexuses = {replaced.get(unit, unit): nexus for unit, nexus in before.values()}
         self._seats = {form: (unit, nexuses.get(unit, nexus)) for form, (unit, nexus) in seats.items()}
-        self._order.renew(replaced)
+        there = {unit for unit, _ in self._seats.values()} | replaced.keys()
+        successors = {unit: self._seats[form][0] for form, (unit, _) in before.items() if form in self._seats}
+        self._order.renew({old: new for old, new in successors.items() if old not in there} | dict(replaced))
         self._nobody = Nexus(luns=self.node.luns)
-        for unit, nexus in dict(self._seats.values()).items():
-            nexus.luns = self.node.luns
-            nexus.restricted = unit.restricts(nexus.id)
-            if unit not in nexuses:
-                attention.establish(nexus.attentions, Reason.POWER_ON_RESET_OR_BUS_DEVICE_RESET)
-            if luns:
-                attention.establish(nexus.attentions, Reason.REPORTED_LUNS_DATA_HAS_CHANGED)
+        tell_renewed(self._seats, nexuses, self.node.luns, changed=luns)
         for old, new in replaced.items():
             if new in nexuses and new in other:
                 attention.establish(nexuses[new].attentions, Reason.MEDIUM_MAY_HAVE_CHANGED)
             if new in nexuses and (old.blocks, old.block_size) != (new.blocks, new.block_size):
                 attention.establish(nexuses[new].attentions, Reason.CAPACITY_DATA_HAS_CHANGED)
-        self._withdraw_from(before, {unit for unit, _ in self._seats.values()} | replaced.keys())
+        self._withdraw_from(before, there)
         self.settled(then)
 
     def _withdraw_from(self, before: Mapping[int, Seat], there: Collection[LogicalUnit]) -> None:
-        """End what is under way on the units of ``before`` that are not ``there`` any more."""
+        """End what is under way on the units of ``before`` that are not ``there`` any more; what has not begun there
+        begins on the unit that the LUN leads to now."""
         gone = [task for task in self.tasks if (seat := before.get(task.command.lun)) and seat[0] not in there]
-        tasks = [task for task in gone if task.withdraw is None]
+        begun = [task for task in gone if not isinstance(task, HeldTask) or task.command.lun not in self._seats]
+        tasks = [task for task in begun if task.withdraw is None]
         for task in tasks:
             if not task.aborted:
                 refusal = ScsiError(Reason.LOGICAL_UNIT_NOT_SUPPORTED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from iscsid.block.guard import Guarded
+from iscsid.scsi import attention
 from iscsid.scsi.copy_state import ALONE, Copies, CopyServices
 from iscsid.scsi.lu import LogicalUnit
 from iscsid.scsi.sense import Reason
@@ -48,6 +49,20 @@ class Nexus:
 
 
 Seat = tuple[LogicalUnit, Nexus]
+
+
+def tell_renewed(
+    seats: Mapping[int, Seat], known: Mapping[LogicalUnit, Nexus], luns: Sequence[int], *, changed: bool
+) -> None:
+    """A session has other ``seats``: those to units that it has not ``known`` begin, and each learns which ``luns``
+    there are, by a unit attention where that is ``changed``."""
+    for unit, nexus in dict(seats.values()).items():
+        nexus.luns = luns
+        nexus.restricted = unit.restricts(nexus.id)
+        if unit not in known:
+            attention.establish(nexus.attentions, Reason.POWER_ON_RESET_OR_BUS_DEVICE_RESET)
+        if changed:
+            attention.establish(nexus.attentions, Reason.REPORTED_LUNS_DATA_HAS_CHANGED)
 
 
 class TargetNode:

@@ -48,7 +48,7 @@ class Host:
     """One session; ``attentions`` are those that it was told. A command that brings one is sent again."""
 
     def __init__(self, server: Server, name: str = NAME, number: int = 0) -> None:
-        self.initiator = Initiator(server.address, name)
+        self.initiator = Initiator(server.address, name, luns=(number,))
         self.lun = number
         self.attentions: list[tuple[int, int, int]] = []
         while self._sense(bytes(6)):
@@ -339,6 +339,45 @@ def test_layers_that_keep_data_and_those_that_do_not(start: StartServer, connect
     done(server, "snapshot", 1, action="apply", name="then")
     assert part.read(0, 512) == b"then" * 128
     assert part.attentions == [MEDIUM] and part.size() == 4 << 20
+
+
+def test_reload_puts_another_stack_over_an_image_in_use(start: StartServer, connect: Connect, tmp_path: Path) -> None:
+    """What a write-back cache held is on the image by then, and the host finds a unit with its data."""
+    path = image(tmp_path)
+    server = start([{"backend": "qcow2", "path": path, "layers": STACKS["write-back"]}])
+    host = connect(server)
+    host.write(SIZE - 512, b"data" * 128)
+    text = server.config.read_text()
+    server.config.write_text("\n".join(line for line in text.splitlines() if not line.startswith("layers")) + "\n")
+    said = server.ask_command("reload")
+    assert said.returncode == 0 and "changed" in said.stdout, said.stderr
+    assert host.read(SIZE - 512, 512) == b"data" * 128
+    assert (0x06, 0x29, 0x00) in host.attentions
+    server.config.write_text(text)
+    with Writer(host) as writer:
+        assert server.ask_command("reload").returncode == 0
+        writer.go_on()
+    assert numbers(host.all()) == writer.written
+    moved = text.replace("lun = 0", "lun = 5")
+    server.config.write_text(moved)
+    assert server.ask_command("reload").returncode == 0
+    assert numbers(connect(server, NAME + ".other", 5).all()) == writer.written
+    assert server.stop() == 0
+    assert_sound(path)
+
+
+def test_another_image_is_loaded(start: StartServer, connect: Connect, tmp_path: Path) -> None:
+    path, new = image(tmp_path), tmp_path / "new.qcow2"
+    server = start([{"backend": "qcow2", "path": path, "removable": True}])
+    host = connect(server)
+    host.write(0, b"old." * 128)
+    done(server, "eject")
+    run("create", "-q", "-f", "qcow2", new, 2 * SIZE)
+    os.replace(new, path)
+    done(server, "load")
+    assert (host.read(0, 512), host.size()) == (bytes(512), 2 * SIZE)
+    assert sorted(host.attentions) == [MEDIUM, CAPACITY]
+    assert done(server, "resize")["rows"] == [[f"target {TARGET} lun 0", "loaded"]]
 
 
 def test_commands_of_the_shell_do_the_same(start: StartServer, connect: Connect, tmp_path: Path) -> None:

@@ -444,3 +444,23 @@ def test_unit_with_other_data_is_told_of_to_the_first_command_that_waited() -> N
     assert session.outcomes[1].reason == Reason.MEDIUM_MAY_HAVE_CHANGED
     assert session.outcomes[2].reason == Reason.CAPACITY_DATA_HAS_CHANGED
     session.assert_idle()
+
+
+def test_command_that_waited_begins_on_the_unit_that_its_lun_leads_to_now() -> None:
+    """Another unit has come in the place of the first one, and not for the same: it says so before it does anything."""
+    session = Session(Memory(), more=[Memory()])
+    old, other = session.node.numbered[0], session.node.numbered[1]
+    session.engine.shut([old, other], lambda: None)
+    read(session, 1, SIMPLE)
+    read(session, 2, SIMPLE)
+    read(session, 3, SIMPLE, lun=raw_lun(1))
+    new = LogicalUnit(Guarded(session.device), old.identity)
+    session.node.renew({0: new})
+    session.engine.renew({}, lambda: None, luns=True)
+    session.engine.open([old, new, other])
+    session.settle()
+    assert session.outcomes[1].reason == Reason.POWER_ON_RESET_OR_BUS_DEVICE_RESET
+    assert session.outcomes[2].reason == Reason.REPORTED_LUNS_DATA_HAS_CHANGED
+    assert 3 not in session.outcomes or session.outcomes[3].reason == Reason.LOGICAL_UNIT_NOT_SUPPORTED
+    assert not session.engine._order.lines
+    session.assert_idle()
