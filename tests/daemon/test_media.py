@@ -202,3 +202,22 @@ def test_change_of_a_running_server_waits_for_no_medium() -> None:
     with pytest.raises(PluginError, match="in use"):
         media.prepare("a", LunSpec(9, "file", {"path": "y"}))
     assert plugins.times == 999999
+
+
+LAYERED = ServerSpec(
+    targets=(TargetSpec("a", (LunSpec(0, "ram", {"size": 1}, layers=(LayerSpec("log", {"n": 1}),)),)),)
+)
+
+
+@pytest.mark.parametrize(("size", "options"), [(None, {"size": 1, "number": 1}), (9, {"size": 9, "number": 1})])
+def test_layers_over_other_data_are_prepared_anew_and_the_medium_is_not(size: int | None, options: Any) -> None:
+    plugins = Plugins()
+    media = Media(LAYERED, plugins)  # type: ignore[arg-type]
+    made = media.relayered("a", LAYERED.targets[0].luns[0], size)
+    assert made.options == options and plugins.prepared == ["ram"]
+    assert made.layers is not media.layers["a", 0] and made.layers == media.layers["a", 0]
+    old = media.put(made)
+    assert old is not None
+    media.undo(old, layers_only=True)
+    assert plugins.released == [("log", True)]
+    assert media.options["a", 0] == options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -202,3 +203,28 @@ def test_login_under_way_outlives_the_removal_of_a_target_that_it_is_not_for() -
             response = initiator.receive()
         assert initiator.login.done
         worker.wait_for(SessionOpened, tsih=2)
+
+
+def test_device_is_closed_when_nothing_beside_the_sessions_uses_it() -> None:
+    """The question how full it is, say, which a session is not waited for."""
+    old = MemoryDevice()
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def question() -> None:
+        asked.set()
+        assert may_answer.wait(20)
+
+    with running(lun_of(MemoryDevice()), lun_of(old, 1)) as worker:
+        host = worker.log_in()
+        unit = worker.nodes.by_name[TARGET].numbered[1]
+        errands = worker.worker._reviser._errands
+        errands.submit(unit.device, question, lambda result, error: None)
+        assert asked.wait(20)
+        revise(worker, 1, 0)
+        worker.wait_for(Revised, done=False)
+        worker.channel.send(Commit(1))
+        assert sense(host) == LUNS_CHANGED
+        assert "close" not in old.log
+        may_answer.set()
+        worker.wait_for(Revised, done=True)
+        assert old.log[-1] == "close"

@@ -259,3 +259,12 @@ def test_layer_that_fails_over_a_member_fails_its_opening(layered: Plugins) -> N
 def test_sharing_is_what_the_strictest_allows(plugins: Plugins) -> None:
     assert plugins.sharing("tree", tree(leaf("/a"))) is Sharing.SHARED_READ
     assert plugins.sharing("leaf", {"path": "/a"}) is Sharing.SHARED_READ
+
+
+def test_member_is_resized_by_what_its_owner_was_given() -> None:
+    calls: list[Any] = []
+    member = Member("leaf", resizer=lambda size, shrink: calls.append((size, shrink)))
+    member.resize(512, True)
+    assert calls == [(512, True)]
+    with pytest.raises(BlockError, match="the back end leaf cannot change the size"):
+        Member("leaf").resize(512, False)

@@ -7,9 +7,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from iscsid_backends import null
 
 from iscsid.errors import PluginError
-from iscsid.plugin import BackendInfo, Device, Option, Verb, hookimpl, resizing
+from iscsid.plugin import BackendInfo, Device, Member, Option, Verb, hookimpl, resizing
 from iscsid.plugin.manager import Plugins
 
 SIZED = (Option("size", "size"), Option("shrink", "bool", default=False))
@@ -73,3 +74,26 @@ def test_either_is_enough(means: str) -> None:
     assert resizing.can(found, "mine")
     assert resizing.has_verb(found, "mine", "resize") == (means == "verb")
     assert not resizing.has_verb(found, "other", "resize")
+
+
+def test_members_are_resized_by_their_own_back_ends_and_remembered_with_their_size() -> None:
+    found, log = plugins(hook=True)
+    able, unable = Member("mine", {"size": 4096, "claim": 9}), Member("null", {"size": 4096})
+    given: list[Any] = []
+
+    @hookimpl
+    def iscsid_resize(options: Mapping[str, Any], size: int, shrink: bool) -> None:
+        given.extend(options["legs"])
+        options["legs"][0].resize(size, shrink)
+
+    outer: Any = ModuleType("outer")
+    outer.iscsid_resize = iscsid_resize
+    outer.iscsid_open = hookimpl(lambda options, role: None)
+    outer.iscsid_backend_info = hookimpl(lambda: BackendInfo("outer", "a test's", (Option("legs", "members"),)))
+    assert found.add("outer", lambda: outer), found.failures
+    assert found.add("null", lambda: null), found.failures
+    answer = resizing.resize(found, "outer", {"legs": (able, unable)}, 512, shrink=True)
+    assert log == [("hook", 512, True)]
+    assert [member.resizer is not None for member in given] == [True, False]
+    assert [member.options for member in answer["legs"]] == [{"size": 512, "claim": 9}, {"size": 512}]
+    assert [member.resizer for member in answer["legs"]] == [None, None]
