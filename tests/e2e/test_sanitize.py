@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from e2e_initiator import Initiator
-from e2e_server import Server, run_judge, wait_until
+from e2e_server import TARGET, Server, run_judge, wait_until
 from test_conformance import Report, parse_report
 
 StartServer = Callable[..., Server]
@@ -179,6 +179,21 @@ def test_with_immed_it_is_answered_at_once_and_outlives_its_session(scene: Scene
     scene.open()
     scene.until(scene.onlooker, GOOD)
     scene.assert_erased()
+
+
+def test_no_change_of_the_server_ends_it(scene: Scene) -> None:
+    scene.begin()
+    text = scene.server.config.read_text()
+    scene.server.config.write_text(re.sub(r"(?s)\[\[target.lun\]\].*", "", text))
+    for words in (["reload"], ["lun", "resize", TARGET, "0"]):
+        said = scene.server.ask_command(*words)
+        assert said.returncode == 1 and "a SANITIZE is under way" in said.stderr, said
+    assert told(scene.onlooker) == IN_PROGRESS
+    scene.server.config.write_text(text)
+    scene.open()
+    scene.until(scene.onlooker, GOOD)
+    scene.assert_erased()
+    assert scene.server.ask_command("lun", "resize", TARGET, "0").returncode == 0
 
 
 def test_neither_abort_nor_reset_ends_it(scene: Scene) -> None:
