@@ -177,10 +177,15 @@ def check(
     if problems:
         raise PluginError(known, "; ".join(problems))
     broken = 0
+    # What a layer keeps beside one medium says nothing of the next.
+    paths = [Path(str(options.get(option.name, "."))) for option in schema or () if option.type == "path"]
+    new = [path for path in paths if kind == "layer" and not path.exists()]
     with tempfile.TemporaryDirectory(prefix="iscsid-check-") as folder:
         for under, (backend, its, layers) in media(kind, known, options, folder).items():
             medium = Medium(plugins, backend, its, layers, forgets=forgets or backend == "null")
             broken += check_medium(f"{kind} {known}{under}", medium, overwrite=overwrite, seconds=seconds, all_=verbose)
+            for path in new:
+                path.unlink(missing_ok=True)
     click.get_current_context().exit(1 if broken else 0)
 
 

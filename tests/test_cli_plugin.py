@@ -121,6 +121,13 @@ def test_check_of_a_layer_runs_over_memory_and_over_a_file() -> None:
     assert "layer log over file" in result.output
 
 
+def test_check_of_a_layer_keeps_nothing_from_one_medium_for_the_next(tmp_path: Path) -> None:
+    result = run("check", "checksum", "-o", f"path={tmp_path / 'sums'}")
+    assert result.exit_code == Exit.OK, result.output
+    assert result.output.count("0 violated") == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_check_of_the_null_device_knows_that_it_forgets() -> None:
     assert run("check", "null", "-o", "size=4 MiB").exit_code == Exit.OK
 
