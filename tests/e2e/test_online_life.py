@@ -398,28 +398,38 @@ def test_commands_of_the_shell_do_the_same(start: StartServer, connect: Connect,
     assert (connect(server).size(), connect(server, NAME, 1).size()) == (16 << 20, 512 << 10)
 
 
+@pytest.mark.parametrize("stack", STACKS)
 def test_worker_that_is_killed_among_snapshots_leaves_a_sound_image(
-    start: StartServer, connect: Connect, tmp_path: Path
+    start: StartServer, connect: Connect, tmp_path: Path, stack: str
 ) -> None:
+    """At any moment of making them, going back to them and deleting them. What was said to be there is there."""
     path = image(tmp_path)
-    server = start([{"backend": "qcow2", "path": path}])
+    server = start([{"backend": "qcow2", "path": path, "layers": STACKS[stack]}])
     rng = random.Random(4711)
+    kept: set[str] = set()
     for round_ in range(4):
         host = connect(server)
         for slot in range(64):
             host.write(slot * SLOT, os.urandom(SLOT))
-        owner = server.worker_of(NAME)
-        pid = server.workers()[owner]
+        pid = server.workers()[server.worker_of(NAME)]
         assert pid is not None
-        timer = threading.Timer(rng.uniform(0.02, 0.25), psutil.Process(pid).send_signal, [signal.SIGKILL])
+        timer = threading.Timer(rng.uniform(0.02, 0.5), psutil.Process(pid).send_signal, [signal.SIGKILL])
         timer.start()
-        number = 0
-        while lun(server, "snapshot", action="create", name=f"{round_}.{number}")["problems"] == []:
+        for number in range(1000):
+            name = f"{round_}.{number}"
+            if lun(server, "snapshot", action="create", name=name)["problems"]:
+                break
+            kept.add(name)
             host_write(host, rng)
-            number += 1
+            if lun(server, "snapshot", action="apply", name=name)["problems"]:
+                break
+            victim = rng.choice(sorted(kept))
+            kept.discard(victim)
+            if lun(server, "snapshot", action="delete", name=victim)["problems"]:
+                break
         timer.join()
         answer = wait_until(lambda: usable(server), "the disk is served again")
-        assert {f"{round_}.{each}" for each in range(number)} <= {each["name"] for each in answer["snapshots"]}
+        assert kept <= {each["name"] for each in answer["snapshots"]}
     assert server.stop() == 0
     assert_sound(path, leaks=True)
 
