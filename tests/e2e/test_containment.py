@@ -132,7 +132,7 @@ def test_neighbour_of_a_device_that_hangs_does_not_notice(target: TestTarget, tm
             thread.join(40)
         assert len(ended) == 24  # they went on when the device came back
         assert slowest < 1.0
-    assert f"{target.name} LUN 0: the device answers again" in target.log
+    until(lambda: f"{target.name} LUN 0: the device answers again" in target.log)
 
 
 def attempt(target: TestTarget) -> None:
