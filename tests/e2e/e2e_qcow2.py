@@ -37,6 +37,11 @@ class Kind:
         return "data_file" in self.options
 
     @property
+    def narrow(self) -> bool:
+        """Whether clusters that snapshots share may be counted out; an image that has none yet can be kept."""
+        return not {"refcount_bits=1", "refcount_bits=2"}.isdisjoint(self.options.split(","))
+
+    @property
     def snapshots(self) -> bool:
         """Whether there can be any: the clusters lie in the image, and may be counted more than once."""
         return not self.external and "refcount_bits=1" not in self.options.split(",")
