@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_FUNCTION = 60  # lines
 MAX_MODULE = 600
 UNFINISHED = re.compile("|".join(rf"\b{word}\b" for word in ("TO" + "DO", "FIX" + "ME", "X" * 3, "HA" + "CK")))
-SILENCED = re.compile(r"type: ignore(?!\[)|noqa(?!:)")
+SILENCED = re.compile(rf"{'type: ' + 'ignore'}(?!\[)|{'no' + 'qa'}(?!:)")
 
 # A module of the source -> its test file. These have none of their own: what they do is tested where it is called.
 WITHOUT_OWN_TEST = {
@@ -91,7 +91,7 @@ def test_nothing_is_left_undone_and_no_checker_silenced_wholesale() -> None:
         f"{relative(path)}:{number}: {line.strip()}"
         for path in files
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if UNFINISHED.search(line) or (SILENCED.search(line) and path != Path(__file__).resolve())
+        if UNFINISHED.search(line) or SILENCED.search(line)
     ]
     assert not found, "\n".join(found)
 
